@@ -1,0 +1,156 @@
+//! What a device must be able to do to run the network.
+//!
+//! [`model`](crate::model) is written once against [`Backend`]; the CPU's own kernels and the
+//! candle reference are two executions of the same calls. Shapes are rows of tokens: an activation
+//! is `(rows, width)`, where the rows of all live sequences lie one after the other.
+//!
+//! A contract binds every backend: **a row's values never depend on the other rows of the call**,
+//! so a sequence gives the same logits alone, in a batch, and in chunks of any size.
+
+use crate::error::Result;
+use crate::model::{Activation, Config};
+use crate::weights::{RowSource, WeightFormat};
+
+pub mod cpu;
+
+/// Consecutive new tokens of one sequence within the rows of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First row of the call that belongs to the sequence.
+    pub first_row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Position of the first row in its sequence: tokens already in the cache.
+    pub position: usize,
+}
+
+/// Cosines and sines of the rotary embedding, `(positions, rotary_dims / 2)` row-major.
+#[derive(Debug, Clone)]
+pub struct RotaryTable {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+    /// Half of the rotated dimensions: the row length of both tables.
+    pub half: usize,
+}
+
+impl RotaryTable {
+    /// The table for `positions` positions, formed in f32 as the reference does:
+    /// inv_freq_i = base^(-2i/dims), angle = position / scale * inv_freq_i
+    /// (Su et al., 2021; `GPTNeoXRotaryEmbedding` in transformers).
+    pub fn new(config: &Config, positions: usize) -> Result<Self> {
+        let half = config.rotary_dims / 2;
+        let inv_freq: Vec<f32> = (0..half)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / config.rotary_dims as f32;
+                1.0 / config.rotary_base.powf(exponent) / config.rotary_scale
+            })
+            .collect();
+        let mut cos = crate::error::try_vec(positions * half, "rotary cosines")?;
+        let mut sin = crate::error::try_vec(positions * half, "rotary sines")?;
+        for position in 0..positions {
+            for frequency in &inv_freq {
+                let angle = position as f32 * frequency;
+                cos.push(angle.cos());
+                sin.push(angle.sin());
+            }
+        }
+        Ok(Self { cos, sin, half })
+    }
+}
+
+/// A device that can run the network; about eight operations over rows of activations.
+///
+/// Outputs are passed in and overwritten, so that a backend reuses their memory from step to step.
+/// Every operation may fail: with [`Error::OutOfMemory`](crate::Error::OutOfMemory) when buffers
+/// cannot grow, or with the device's own error.
+pub trait Backend: Send + Sync + 'static {
+    /// `(rows, width)` activations in f32 (or what the device computes in).
+    type Activations: Send;
+    /// A linear layer: weight `(out, in)` in the backend's layout, with its bias if it has one.
+    type Linear: Send + Sync;
+    /// An embedding table `(vocab, width)`.
+    type Embedding: Send + Sync;
+    /// A layer norm's weight, bias and epsilon.
+    type Norm: Send + Sync;
+    /// Keys and values of one sequence, all layers, allocated once for its whole length.
+    type Cache: Send;
+
+    /// Packs a linear layer into `format` (never [`WeightFormat::Auto`]).
+    fn load_linear(
+        &self,
+        weight: &dyn RowSource,
+        bias: Option<Vec<f32>>,
+        format: WeightFormat,
+    ) -> Result<Self::Linear>;
+    /// Loads an embedding table, in `format` or a closer one.
+    fn load_embedding(
+        &self,
+        weight: &dyn RowSource,
+        format: WeightFormat,
+    ) -> Result<Self::Embedding>;
+    /// Loads a layer norm of `weight.len()` features.
+    fn load_norm(&self, weight: Vec<f32>, bias: Vec<f32>, eps: f32) -> Result<Self::Norm>;
+    /// Bytes that [`load_linear`](Self::load_linear) will hold for an `(out, in)` weight.
+    fn linear_bytes(&self, out_features: usize, in_features: usize, format: WeightFormat) -> u64;
+    /// Bytes that [`load_embedding`](Self::load_embedding) will hold.
+    fn embedding_bytes(&self, rows: usize, width: usize, format: WeightFormat) -> u64;
+
+    /// An empty cache that holds `tokens` tokens.
+    fn new_cache(&self, config: &Config, tokens: usize) -> Result<Self::Cache>;
+    /// Bytes of [`new_cache`](Self::new_cache).
+    fn cache_bytes(&self, config: &Config, tokens: usize) -> u64;
+    /// Activations of no rows, to be filled by an operation.
+    fn empty(&self) -> Self::Activations;
+
+    /// `out[r] = table[ids[r]]`; ids are below the table's rows (checked by the caller).
+    fn embed(
+        &self,
+        table: &Self::Embedding,
+        ids: &[u32],
+        out: &mut Self::Activations,
+    ) -> Result<()>;
+    /// `out[r] = (x[r] - mean) / sqrt(var + eps) * weight + bias`, population variance.
+    fn layer_norm(
+        &self,
+        x: &Self::Activations,
+        norm: &Self::Norm,
+        out: &mut Self::Activations,
+    ) -> Result<()>;
+    /// `out[r] = act(weight x[r] + bias)`, the activation where one is given.
+    fn linear(
+        &self,
+        x: &Self::Activations,
+        linear: &Self::Linear,
+        activation: Option<Activation>,
+        out: &mut Self::Activations,
+    ) -> Result<()>;
+    /// Rotates queries and keys, appends keys and values of `layer` to each span's cache at the
+    /// span's position, and attends causally: `out` is `(rows, hidden)`.
+    ///
+    /// `qkv` is `(rows, 3 hidden)`, per head `(q, k, v)` as GPT-NeoX stores it. Score scale is
+    /// `1 / sqrt(head_dim)`. `caches[i]` belongs to `spans[i]` and has room for it.
+    #[allow(clippy::too_many_arguments, reason = "one fused operation has this many operands")]
+    fn attention(
+        &self,
+        config: &Config,
+        rotary: &RotaryTable,
+        layer: usize,
+        qkv: &Self::Activations,
+        spans: &[Span],
+        caches: &mut [&mut Self::Cache],
+        out: &mut Self::Activations,
+    ) -> Result<()>;
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Activations, y: &Self::Activations) -> Result<()>;
+    /// `out[i] = x[rows[i]]`.
+    fn select_rows(
+        &self,
+        x: &Self::Activations,
+        rows: &[usize],
+        out: &mut Self::Activations,
+    ) -> Result<()>;
+    /// Copies `(rows, width)` values, row-major, into `out`, which is resized to fit.
+    fn read(&self, x: &Self::Activations, out: &mut Vec<f32>) -> Result<()>;
+}

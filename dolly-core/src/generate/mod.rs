@@ -1,0 +1,1 @@
+//! From logits to text: sampling, stopping, and the engine that shares steps between requests.

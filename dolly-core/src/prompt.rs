@@ -1,0 +1,1 @@
+//! Dolly's prompt as segments: framing tokens and user text never mix.

@@ -1,0 +1,154 @@
+//! Untrusted model files: what tensors they hold, and their rows as `f32`.
+//!
+//! Every reader checks what a file claims against what the file is before anything is allocated;
+//! nothing in a file is executed. One [`Checkpoint`] hides which of the formats holds a tensor.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::error::Result;
+
+/// Element type of a stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoredType {
+    /// IEEE double precision.
+    F64,
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 32 weights as 4-bit integers and one f16 scale: 18 bytes.
+    Q4_0,
+    /// 32 weights as 4-bit integers, f16 scale and minimum: 20 bytes.
+    Q4_1,
+    /// 32 weights as 5-bit integers and one f16 scale: 22 bytes.
+    Q5_0,
+    /// 32 weights as 5-bit integers, f16 scale and minimum: 24 bytes.
+    Q5_1,
+    /// 32 weights as 8-bit integers and one f16 scale: 34 bytes.
+    Q8_0,
+    /// 256 weights in 8 sub-blocks of 4-bit integers with 6-bit scales and minima: 144 bytes.
+    Q4K,
+    /// 256 weights in 8 sub-blocks of 5-bit integers with 6-bit scales and minima: 176 bytes.
+    Q5K,
+    /// 256 weights in 16 sub-blocks of 6-bit integers with 8-bit scales: 210 bytes.
+    Q6K,
+    /// A type no weight of this family has (integers, booleans): listed, never read.
+    Other,
+}
+
+impl StoredType {
+    /// Weights in one block and bytes of one block; `(1, size)` for plain types.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::F64 => (1, 8),
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::Other => (1, 0),
+        }
+    }
+}
+
+/// How weights are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum WeightFormat {
+    /// As stored: the nearest of the others that loses nothing, or least (stated in the docs).
+    #[default]
+    Auto,
+    /// 32-bit floats, 4 bytes a weight.
+    F32,
+    /// IEEE half precision, 2 bytes a weight.
+    F16,
+    /// bfloat16, 2 bytes a weight.
+    Bf16,
+    /// 8-bit integers in blocks of 32 with an f16 scale, 1.0625 bytes a weight.
+    Q8_0,
+    /// 4-bit integers in blocks of 32 with an f16 scale, 0.5625 bytes a weight.
+    Q4_0,
+}
+
+impl WeightFormat {
+    /// Every format, in the order of [`name`](Self::name)s shown to users.
+    pub const ALL: [Self; 6] =
+        [Self::Auto, Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0];
+
+    /// The name used by command lines, Python and C: `auto f32 f16 bf16 q8_0 q4_0`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for WeightFormat {
+    type Err = crate::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let name = name.to_ascii_lowercase();
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+            crate::Error::option("format", name, "auto, f32, f16, bf16, q8_0 or q4_0")
+        })
+    }
+}
+
+/// Where a matrix comes from, a few rows at a time: what a backend packs its weights from.
+///
+/// A matrix of shape `(rows, cols)` is a linear layer's weight as stored, one output feature a
+/// row. Vectors are matrices of one row.
+pub trait RowSource: Sync {
+    /// Name of the tensor, for errors.
+    fn name(&self) -> &str;
+    /// `(rows, cols)`.
+    fn shape(&self) -> (usize, usize);
+    /// Writes rows `first..first + out.len() / cols` as `f32`, row-major, into `out`.
+    ///
+    /// Errors when the file cannot be read; callers stay within [`shape`](Self::shape).
+    fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()>;
+}
+
+/// The files of one model, found by [`source`](crate::source), not yet opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ModelFiles {
+    /// A directory in the Hugging Face layout.
+    Directory {
+        /// `config.json`.
+        config: PathBuf,
+        /// `tokenizer.json`, where there is one.
+        tokenizer: Option<PathBuf>,
+        /// The weight files in the order of the index, every one inside the directory.
+        weights: Vec<PathBuf>,
+        /// `model.safetensors.index.json` or `pytorch_model.bin.index.json`.
+        index: Option<PathBuf>,
+    },
+    /// One GGUF file.
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// A `tokenizer.json` beside it, which wins over the metadata.
+        tokenizer: Option<PathBuf>,
+    },
+}
