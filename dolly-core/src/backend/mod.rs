@@ -11,6 +11,8 @@ use crate::error::Result;
 use crate::model::{Activation, Config};
 use crate::weights::{RowSource, WeightFormat};
 
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod cpu;
 
 /// Consecutive new tokens of one sequence within the rows of a call.
@@ -33,6 +35,7 @@ pub struct RotaryTable {
     pub sin: Vec<f32>,
     /// Half of the rotated dimensions: the row length of both tables.
     pub half: usize,
+    positions: usize,
 }
 
 impl RotaryTable {
@@ -47,8 +50,9 @@ impl RotaryTable {
                 1.0 / config.rotary_base.powf(exponent) / config.rotary_scale
             })
             .collect();
-        let mut cos = crate::error::try_vec(positions * half, "rotary cosines")?;
-        let mut sin = crate::error::try_vec(positions * half, "rotary sines")?;
+        let len = positions.saturating_mul(half);
+        let mut cos = crate::error::try_vec(len, "rotary cosines")?;
+        let mut sin = crate::error::try_vec(len, "rotary sines")?;
         for position in 0..positions {
             for frequency in &inv_freq {
                 let angle = position as f32 * frequency;
@@ -56,7 +60,17 @@ impl RotaryTable {
                 sin.push(angle.sin());
             }
         }
-        Ok(Self { cos, sin, half })
+        Ok(Self { cos, sin, half, positions })
+    }
+
+    /// Number of positions.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Bytes of both tables.
+    pub fn bytes(&self) -> u64 {
+        4 * (self.cos.len() + self.sin.len()) as u64
     }
 }
 
@@ -103,6 +117,13 @@ pub trait Backend: Send + Sync + 'static {
     fn cache_bytes(&self, config: &Config, tokens: usize) -> u64;
     /// Activations of no rows, to be filled by an operation.
     fn empty(&self) -> Self::Activations;
+
+    /// Bytes that `x` holds on to.
+    fn bytes(&self, x: &Self::Activations) -> u64;
+    /// Runs `step`, which calls other operations, where the device's threads are at hand.
+    fn install<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
+        step()
+    }
 
     /// `out[r] = table[ids[r]]`; ids are below the table's rows (checked by the caller).
     fn embed(

@@ -1,5 +1,10 @@
-//! The GPT-NeoX network: its configuration, its one definition, and the cache of a sequence.
+//! The GPT-NeoX network: its configuration, its one definition, and how it is loaded.
 
 mod config;
+mod load;
+mod neox;
 
 pub use config::{Activation, Config};
+pub use load::LoadProgress;
+pub(crate) use load::{LoadPlan, load, nearest_format};
+pub use neox::{NeoX, Workspace};

@@ -1,0 +1,370 @@
+//! The loop that owns the live sequences of one model and shares every step between them.
+//!
+//! A step takes one row from each sequence that decodes and up to a chunk of rows from those whose
+//! prompt is not yet in the cache, so a long prompt never stalls its neighbours for longer than a
+//! chunk, and cancels, deadlines and new requests are seen between any two steps.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use crate::backend::{Backend, Span};
+use crate::error::{Error, Result};
+use crate::generate::engine::{Limits, Shared};
+use crate::generate::request::{Event, Request, Work, log_softmax_at};
+use crate::model::{NeoX, Workspace};
+
+/// One admitted sequence.
+struct Live<B: Backend> {
+    request: Request,
+    cache: B::Cache,
+    /// Bytes of the cache, given back to the budget when the sequence ends.
+    cache_bytes: u64,
+    /// Tokens in the cache.
+    cached: usize,
+    /// Set when the sequence is over.
+    ended: Option<Ending>,
+}
+
+enum Ending {
+    /// Its last event was sent.
+    Complete,
+    /// It stops with what it has.
+    Interrupted(crate::generate::FinishReason),
+    /// It failed.
+    Failed(Error),
+}
+
+impl<B: Backend> Live<B> {
+    /// Tokens that are known and not yet in the cache.
+    fn pending(&self) -> usize {
+        match &self.request.work {
+            Work::Answer(answer) if self.cached >= self.request.ids.len() => {
+                usize::from(answer.last_id().is_some())
+            }
+            _ => self.request.ids.len() - self.cached,
+        }
+    }
+
+    fn decodes(&self) -> bool {
+        self.cached >= self.request.ids.len()
+    }
+
+    fn send(&mut self, event: Event) {
+        if self.request.events.send(event).is_err() {
+            // Nobody listens: the same as a cancel.
+            self.ended = Some(Ending::Complete);
+        }
+    }
+}
+
+/// The scheduler's state; lives on the engine's thread.
+pub(super) struct Scheduler<B: Backend> {
+    model: Arc<NeoX<B>>,
+    limits: Limits,
+    shared: Arc<Shared>,
+    waiting: VecDeque<Request>,
+    live: Vec<Live<B>>,
+    work: Workspace<B>,
+    host: Vec<f32>,
+    cache_bytes: u64,
+}
+
+impl<B: Backend> Scheduler<B> {
+    pub fn new(model: Arc<NeoX<B>>, limits: Limits, shared: Arc<Shared>) -> Self {
+        let work = model.workspace();
+        Self {
+            model,
+            limits,
+            shared,
+            waiting: VecDeque::new(),
+            live: Vec::new(),
+            work,
+            host: Vec::new(),
+            cache_bytes: 0,
+        }
+    }
+
+    /// Serves requests until every sender is gone or the engine is closed.
+    pub fn run(mut self, requests: &Receiver<Request>) {
+        loop {
+            if !self.receive(requests) || self.shared.is_closing() {
+                break;
+            }
+            self.drop_interrupted();
+            self.admit();
+            if !self.live.is_empty() {
+                self.guarded_step();
+            }
+            let workspace = self.model.workspace_bytes(&self.work);
+            self.shared.set_memory(self.cache_bytes, workspace);
+        }
+        self.close(requests);
+    }
+
+    /// Takes in new requests, waiting when there is nothing else to do; false when no more come
+    /// and none is left.
+    fn receive(&mut self, requests: &Receiver<Request>) -> bool {
+        if self.live.is_empty() && self.waiting.is_empty() {
+            match requests.recv() {
+                Ok(request) => self.waiting.push_back(request),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match requests.try_recv() {
+                Ok(request) => self.waiting.push_back(request),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => {
+                    return !(self.live.is_empty() && self.waiting.is_empty());
+                }
+            }
+        }
+    }
+
+    fn drop_interrupted(&mut self) {
+        let now = Instant::now();
+        let interrupted = |request: &Request| request.control.interruption(now);
+        let waiting = std::mem::take(&mut self.waiting);
+        for request in waiting {
+            match interrupted(&request) {
+                Some(reason) => request.interrupt(reason),
+                None => self.waiting.push_back(request),
+            }
+        }
+        for live in &mut self.live {
+            if let Some(reason) = interrupted(&live.request) {
+                live.ended = Some(Ending::Interrupted(reason));
+            }
+        }
+        self.retire();
+    }
+
+    /// Moves waiting requests, in order, into the live set while there is room for them.
+    fn admit(&mut self) {
+        while self.live.len() < self.limits.max_batch {
+            let Some(request) = self.waiting.pop_front() else { return };
+            let tokens = request.work.tokens(request.ids.len());
+            let bytes = self.model.backend().cache_bytes(self.model.config(), tokens);
+            let budget = self.limits.cache_bytes.unwrap_or(u64::MAX);
+            if bytes > budget {
+                let what = format!("the cache of {tokens} tokens");
+                request.fail(Error::MemoryLimit { what, needed: bytes, limit: budget });
+            } else if self.cache_bytes.saturating_add(bytes) > budget {
+                self.waiting.push_front(request);
+                return;
+            } else {
+                self.begin(request, tokens, bytes);
+            }
+        }
+    }
+
+    fn begin(&mut self, mut request: Request, tokens: usize, cache_bytes: u64) {
+        if let Work::Answer(answer) = &mut request.work {
+            let step = match answer.start(Instant::now()) {
+                Ok(step) => step,
+                Err(error) => return request.fail(error),
+            };
+            if !step.piece.is_empty() && request.events.send(Event::Piece(step.piece)).is_err() {
+                return;
+            }
+            if let Some(reason) = step.finished {
+                return request.interrupt(reason);
+            }
+        }
+        match self.model.backend().new_cache(self.model.config(), tokens) {
+            Ok(cache) => {
+                self.cache_bytes += cache_bytes;
+                self.live.push(Live { request, cache, cache_bytes, cached: 0, ended: None });
+            }
+            Err(error) => request.fail(error),
+        }
+    }
+
+    /// One step; whatever goes wrong in it ends the sequences it worked on and nothing else.
+    fn guarded_step(&mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.step()));
+        let error = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(panic) => {
+                // Buffers may be half written: start the next step from empty ones.
+                self.work = self.model.workspace();
+                Some(Error::Internal(panic_text(&*panic)))
+            }
+        };
+        if let Some(error) = error {
+            for live in &mut self.live {
+                live.ended.get_or_insert_with(|| Ending::Failed(same_error(&error)));
+            }
+        }
+        self.retire();
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let (ids, members, spans) = self.plan_step();
+        if members.is_empty() {
+            return Ok(());
+        }
+        let mut wanted = Vec::new();
+        for (member, span) in members.iter().zip(&spans) {
+            let request = &self.live[*member].request;
+            let rows = 0..span.rows;
+            let rows = rows.filter(|r| request.work.wants(span.position + r, request.ids.len()));
+            wanted.extend(rows.map(|r| (span.first_row + r, *member, span.position + r)));
+        }
+        let mut caches: Vec<&mut B::Cache> = Vec::with_capacity(members.len());
+        let mut next = members.iter().peekable();
+        for (index, live) in self.live.iter_mut().enumerate() {
+            if next.next_if_eq(&&index).is_some() {
+                caches.push(&mut live.cache);
+            }
+        }
+        self.model.forward(&ids, &spans, &mut caches, &mut self.work)?;
+        for (member, span) in members.iter().zip(&spans) {
+            self.live[*member].cached += span.rows;
+        }
+        self.deliver(&wanted)
+    }
+
+    /// The rows of the next step: ids, the live sequences that take part (ascending), their spans.
+    fn plan_step(&self) -> (Vec<u32>, Vec<usize>, Vec<Span>) {
+        let (mut ids, mut members, mut spans) = (Vec::new(), Vec::new(), Vec::new());
+        let mut chunk = self.limits.prefill_chunk;
+        for (index, live) in self.live.iter().enumerate() {
+            let rows = match live.decodes() {
+                true => live.pending(),
+                false => live.pending().min(chunk),
+            };
+            if rows == 0 {
+                continue;
+            }
+            spans.push(Span { first_row: ids.len(), rows, position: live.cached });
+            members.push(index);
+            match (&live.request.work, live.decodes()) {
+                (Work::Answer(answer), true) => ids.extend(answer.last_id()),
+                _ => {
+                    chunk -= rows;
+                    ids.extend_from_slice(&live.request.ids[live.cached..live.cached + rows]);
+                }
+            }
+        }
+        (ids, members, spans)
+    }
+
+    /// Computes the wanted logits, `(row, live sequence, position)`, and hands them out.
+    fn deliver(&mut self, wanted: &[(usize, usize, usize)]) -> Result<()> {
+        let rows: Vec<usize> = wanted.iter().map(|(row, ..)| *row).collect();
+        let live = &mut self.live;
+        let mut next = wanted.iter();
+        self.model.logits(&rows, &mut self.work, &mut self.host, |_, logits| {
+            if let Some((_, member, position)) = next.next() {
+                take_logits(&mut live[*member], *position, logits);
+            }
+        })?;
+        for live in live.iter_mut().filter(|live| live.decodes()) {
+            finish_numbers(live);
+        }
+        Ok(())
+    }
+
+    /// Removes ended sequences and gives back their memory.
+    fn retire(&mut self) {
+        let mut index = 0;
+        while index < self.live.len() {
+            if self.live[index].ended.is_none() {
+                index += 1;
+                continue;
+            }
+            // Order matters to `plan_step`, and batches are small.
+            let live = self.live.remove(index);
+            self.cache_bytes -= live.cache_bytes;
+            match live.ended {
+                Some(Ending::Interrupted(reason)) => live.request.interrupt(reason),
+                Some(Ending::Failed(error)) => live.request.fail(error),
+                Some(Ending::Complete) | None => {}
+            }
+        }
+    }
+
+    fn close(self, requests: &Receiver<Request>) {
+        let live = self.live.into_iter().map(|live| live.request);
+        for request in live.chain(self.waiting).chain(requests.try_iter()) {
+            request.fail(Error::Closed);
+        }
+    }
+}
+
+/// One row of logits for one sequence: `position` is that of the token they follow.
+fn take_logits<B: Backend>(live: &mut Live<B>, position: usize, logits: &[f32]) {
+    if live.ended.is_some() {
+        return;
+    }
+    let Request { ids, work, .. } = &mut live.request;
+    let outcome = match work {
+        Work::Answer(answer) => answer.accept(logits, ids).map(Some),
+        Work::Score { logprobs, .. } => {
+            log_softmax_at(logits, ids[position + 1]).map(|p| logprobs.push(p)).map(|()| None)
+        }
+        Work::Logits(out) => {
+            out.extend_from_slice(logits);
+            Ok(None)
+        }
+    };
+    match outcome {
+        Ok(Some(step)) => {
+            if !step.piece.is_empty() {
+                live.send(Event::Piece(step.piece));
+            }
+            if let Some(reason) = step.finished {
+                finish_answer(live, reason);
+            }
+        }
+        Ok(None) => {}
+        Err(error) => live.ended = Some(Ending::Failed(error)),
+    }
+}
+
+fn finish_answer<B: Backend>(live: &mut Live<B>, reason: crate::generate::FinishReason) {
+    let (tokens, submitted) = (live.request.ids.len(), live.request.control.submitted);
+    let work = std::mem::replace(&mut live.request.work, Work::Logits(Vec::new()));
+    if let Work::Answer(answer) = work {
+        live.send(Event::Answer(Box::new(answer.finish(reason, tokens, submitted))));
+    }
+    live.ended = Some(Ending::Complete);
+}
+
+/// Sends the numbers of a sequence whose last token was run.
+fn finish_numbers<B: Backend>(live: &mut Live<B>) {
+    let numbers = match &mut live.request.work {
+        Work::Score { logprobs: numbers, .. } | Work::Logits(numbers) => std::mem::take(numbers),
+        Work::Answer(_) => return,
+    };
+    if live.ended.is_none() {
+        live.send(Event::Numbers(numbers));
+        live.ended = Some(Ending::Complete);
+    }
+}
+
+/// The error of a step for each sequence that took part in it.
+fn same_error(error: &Error) -> Error {
+    match error {
+        Error::OutOfMemory { what, bytes } => {
+            Error::OutOfMemory { what: what.clone(), bytes: *bytes }
+        }
+        Error::InvalidInput(text) => Error::InvalidInput(text.clone()),
+        Error::Internal(text) => Error::Internal(text.clone()),
+        Error::Device { device, reason } => {
+            Error::Device { device: device.clone(), reason: reason.clone() }
+        }
+        other => Error::Internal(format!("a step failed: {other}")),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}

@@ -1,0 +1,294 @@
+//! From a model's name and the caller's wishes to a loaded pipeline.
+
+use std::path::PathBuf;
+
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::error::{Error, Result};
+use crate::generate::engine::{Engine, Limits};
+use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
+use crate::pipeline::{Pipeline, PipelineParts};
+use crate::prompt::DollyPrompt;
+use crate::source::{self, SourceOptions};
+use crate::tokenizer::Tokenizer;
+use crate::weights::{Checkpoint, ModelFiles, WeightFormat};
+
+/// Prompt tokens run in one step: enough rows to use the caches, few enough to cancel quickly.
+const PREFILL_CHUNK: usize = 256;
+
+/// Where the network runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// A GPU where this build supports one and a driver answers, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this index; an error where it cannot be used.
+    Cuda(usize),
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let unknown = || Error::option("device", name, "auto, cpu, cuda or cuda:N");
+        match name.split_once(':') {
+            None if name == "auto" => Ok(Self::Auto),
+            None if name == "cpu" => Ok(Self::Cpu),
+            None if name == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", index)) => index.parse().map(Self::Cuda).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// Settings of a [`Pipeline`] before it is loaded.
+///
+/// ```no_run
+/// use dolly_core::{Pipeline, WeightFormat};
+/// let pipe = Pipeline::builder("databricks/dolly-v2-3b")
+///     .weights(WeightFormat::Q8_0)
+///     .threads(4)
+///     .memory_limit(4 << 30)
+///     .build()?;
+/// # Ok::<(), dolly_core::Error>(())
+/// ```
+#[must_use]
+pub struct PipelineBuilder {
+    id: String,
+    device: Device,
+    format: WeightFormat,
+    threads: Option<usize>,
+    context_length: Option<usize>,
+    memory_limit: Option<u64>,
+    max_batch: usize,
+    reference: bool,
+    source: SourceOptions,
+    on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
+}
+
+impl PipelineBuilder {
+    pub(super) fn new(id: String) -> Self {
+        Self {
+            id,
+            device: Device::Auto,
+            format: WeightFormat::Auto,
+            threads: None,
+            context_length: None,
+            memory_limit: None,
+            max_batch: 64,
+            reference: false,
+            source: SourceOptions::from_env(),
+            on_progress: None,
+        }
+    }
+
+    /// Where the network runs; [`Device::Auto`] unless set.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// How weights are held in memory; as stored unless set. Other formats are made while loading.
+    pub fn weights(mut self, format: WeightFormat) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Threads of this pipeline, 1 to 1024; one per core unless set.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Longest sequence in tokens, prompt and answer together; the checkpoint's own unless set.
+    pub fn context_length(mut self, tokens: usize) -> Self {
+        self.context_length = Some(tokens);
+        self
+    }
+
+    /// Bytes the weights and caches may take together; checked before anything is allocated.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Most requests that share a step, 1 to 1024; 64 unless set. Others wait in order.
+    pub fn max_batch(mut self, sequences: usize) -> Self {
+        self.max_batch = sequences;
+        self
+    }
+
+    /// The revision (branch, tag or commit) of a hub id; `main` unless set.
+    pub fn revision(mut self, revision: impl Into<String>) -> Self {
+        self.source.revision = Some(revision.into());
+        self
+    }
+
+    /// Whether the network may be asked for files that are not on disk.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.source.offline = offline;
+        self
+    }
+
+    /// A directory that holds `dolly-nano/`, looked in before the usual places.
+    pub fn bundled_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.source.bundled_dirs.push(directory.into());
+        self
+    }
+
+    /// Runs the network on the candle reference backend; needs the feature `candle`.
+    pub fn reference(mut self, reference: bool) -> Self {
+        self.reference = reference;
+        self
+    }
+
+    /// Called after every tensor, on the thread that calls [`build`](Self::build).
+    pub fn on_progress(mut self, call: impl FnMut(LoadProgress) + Send + 'static) -> Self {
+        self.on_progress = Some(Box::new(call));
+        self
+    }
+
+    /// Finds, checks and loads the model.
+    ///
+    /// Errors name what is wrong: [`Error::ModelNotFound`], the file errors, a plan beyond the
+    /// memory limit, an option outside its range, or a device this build cannot use.
+    pub fn build(self) -> Result<Pipeline> {
+        self.validate()?;
+        let files = source::resolve(&self.id, &self.source)?;
+        let checkpoint = Checkpoint::open(&files)?;
+        let opened = Opened::new(&files, &checkpoint)?;
+        if self.reference {
+            return self.build_reference(&checkpoint, opened);
+        }
+        let backend = CpuBackend::new(CpuOptions { threads: self.threads })?;
+        self.finish(backend, &checkpoint, opened)
+    }
+
+    #[cfg(feature = "candle")]
+    fn build_reference(self, checkpoint: &Checkpoint, opened: Opened) -> Result<Pipeline> {
+        self.finish(crate::backend::candle::CandleBackend::cpu(), checkpoint, opened)
+    }
+
+    #[cfg(not(feature = "candle"))]
+    fn build_reference(self, _: &Checkpoint, _: Opened) -> Result<Pipeline> {
+        Err(Error::Unsupported("the reference backend: built without the feature `candle`".into()))
+    }
+
+    fn validate(&self) -> Result<()> {
+        if let Some(threads) = self.threads.filter(|n| !(1..=1024).contains(n)) {
+            return Err(Error::option("threads", threads, "1 to 1024"));
+        }
+        if !(1..=1024).contains(&self.max_batch) {
+            return Err(Error::option("max_batch", self.max_batch, "1 to 1024"));
+        }
+        if let Device::Cuda(_) = self.device {
+            let reason = "this build has no CUDA backend".to_owned();
+            return Err(Error::Device { device: self.device.to_string(), reason });
+        }
+        Ok(())
+    }
+
+    fn finish<B: Backend>(
+        mut self,
+        backend: B,
+        checkpoint: &Checkpoint,
+        opened: Opened,
+    ) -> Result<Pipeline> {
+        let Opened { config, tokenizer } = opened;
+        let context_length = self.context_length(&config)?;
+        let format = match self.format {
+            WeightFormat::Auto => stored_format(checkpoint)?,
+            format => format,
+        };
+        let mut ignore = |_| ();
+        let progress: &mut dyn FnMut(LoadProgress) = match &mut self.on_progress {
+            Some(call) => &mut **call,
+            None => &mut ignore,
+        };
+        let memory_limit = self.memory_limit;
+        let plan = LoadPlan { format, context_length, memory_limit, progress };
+        let model = load(backend, checkpoint, config.clone(), plan)?;
+        let limits = Limits {
+            max_batch: self.max_batch,
+            prefill_chunk: PREFILL_CHUNK,
+            cache_bytes: memory_limit.map(|limit| limit.saturating_sub(model.weight_bytes())),
+        };
+        let parts = PipelineParts {
+            id: self.id,
+            prompt: DollyPrompt::new(&tokenizer),
+            tokenizer,
+            config,
+            format,
+            context_length,
+            weight_bytes: model.weight_bytes(),
+            cache_bytes_per_token: model.backend().cache_bytes(model.config(), 1),
+        };
+        Ok(Pipeline::new(parts, Engine::start(model, limits)?))
+    }
+
+    fn context_length(&self, config: &Config) -> Result<usize> {
+        let longest = config.max_position_embeddings;
+        match self.context_length {
+            None => Ok(longest),
+            Some(tokens) if (2..=longest).contains(&tokens) => Ok(tokens),
+            Some(tokens) => Err(Error::option(
+                "context_length",
+                format!("{tokens} (the checkpoint's is {longest})"),
+                "2 to the checkpoint's max_position_embeddings",
+            )),
+        }
+    }
+}
+
+/// What is read of a model before its weights.
+struct Opened {
+    config: Config,
+    tokenizer: Tokenizer,
+}
+
+impl Opened {
+    fn new(files: &ModelFiles, checkpoint: &Checkpoint) -> Result<Self> {
+        let (config, tokenizer, origin) = match files {
+            ModelFiles::Directory { config, tokenizer, .. } => {
+                let file = tokenizer.as_ref().ok_or_else(|| {
+                    Error::tokenizer(config.with_file_name("tokenizer.json"), "no such file")
+                })?;
+                (Config::from_json(config)?, Tokenizer::from_file(file)?, config)
+            }
+            ModelFiles::Gguf { file, tokenizer } => {
+                let metadata = checkpoint.gguf_metadata().ok_or_else(|| {
+                    Error::Internal("a GGUF checkpoint without metadata".to_owned())
+                })?;
+                let tokenizer = match tokenizer {
+                    Some(tokenizer) => Tokenizer::from_file(tokenizer)?,
+                    None => Tokenizer::from_gguf(metadata, file)?,
+                };
+                (Config::from_gguf(metadata, file)?, tokenizer, file)
+            }
+        };
+        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        if ids > rows {
+            let reason = format!("{rows} embedding rows for a tokenizer of {ids} ids");
+            return Err(Error::config(origin, "vocab_size", reason));
+        }
+        Ok(Self { config, tokenizer })
+    }
+}
+
+fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
+    let name = "gpt_neox.layers.0.attention.query_key_value.weight";
+    Ok(nearest_format(checkpoint.tensor(name)?.stored))
+}
