@@ -11,6 +11,7 @@ pub mod tokenizer;
 pub mod weights;
 
 mod error;
+mod json;
 mod options;
 
 pub use error::{Error, ErrorKind, Result};

@@ -2,4 +2,4 @@
 
 mod config;
 
-pub use config::{Activation, Config};
+pub use config::{Activation, Config, MetadataView, TensorSpec};
