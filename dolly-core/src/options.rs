@@ -13,7 +13,8 @@ pub enum PromptOverflow {
     /// Refuse with [`Error::ContextOverflow`].
     #[default]
     Error,
-    /// Keep the instruction and the framing; drop tokens from the end of the context passage.
+    /// Keep the instruction and the framing; drop tokens from the end of the context passage until
+    /// prompt and `max_new_tokens` fit (or the prompt fits half of the model's context, if more).
     TruncateContext,
 }
 

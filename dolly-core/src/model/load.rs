@@ -72,11 +72,11 @@ pub(crate) fn weight_bytes<B: Backend>(
 
 /// Loads a network; [`Error::MemoryLimit`] when the plan exceeds the budget, before any weight is
 /// read.
-pub(crate) fn load<B: Backend>(
+pub(crate) fn load<'a, B: Backend>(
     backend: B,
-    checkpoint: &Checkpoint,
+    checkpoint: &'a Checkpoint,
     config: Config,
-    plan: LoadPlan<'_>,
+    plan: LoadPlan<'a>,
 ) -> Result<NeoX<B>> {
     let format = plan.format;
     let bytes = weight_bytes(&backend, &config, format, plan.context_length);

@@ -15,6 +15,7 @@ mod gguf;
 mod gguf_metadata;
 mod index;
 mod names;
+pub(crate) use names::from_gguf as canonical_gguf_name;
 mod pickle;
 mod safetensors;
 mod torch;
