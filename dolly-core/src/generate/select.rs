@@ -105,6 +105,11 @@ impl Selection {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> &Vec<u64> {
+        &self.keys
+    }
+
     /// Ids of the surviving tokens, ascending.
     #[cfg(test)]
     pub(super) fn ids(&self) -> Vec<u32> {
