@@ -3,7 +3,8 @@
 Run from this folder: python make_sampler.py > sampler.json
 Needs torch and transformers 5.23. The processors come from `_get_logits_processor` itself, so
 that their order is transformers' own; presence and frequency penalties, which it lacks, are passed
-to it as a custom processor with vLLM's formula. A case whose kept set depends on rounding (a mass
+to it as a custom processor with vLLM's formula. torch.sort is made stable: its default leaves the
+order of equal logits, hence which of them top_p keeps, to the machine's vector width. A case whose kept set depends on rounding (a mass
 within 1e-4 of its limit) is drawn again.
 """
 
@@ -16,6 +17,8 @@ import transformers
 from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM, LogitsProcessor
 
 VOCAB = 48
+unspecified_sort = torch.sort
+torch.sort = lambda *args, **kwargs: unspecified_sort(*args, stable=True, **kwargs)
 CONFIG = GPTNeoXConfig(
     vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
     intermediate_size=8, max_position_embeddings=64,

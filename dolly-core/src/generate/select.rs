@@ -12,9 +12,12 @@
 //!            reaches typical_p (ties stay)
 //! ```
 //!
-//! Sorting 50,000 tokens costs more than the rest together, so only what the mass needs is sorted:
+//! Equal scores at the border of top_p: transformers leaves the choice to `torch.sort`, whose default
+//! order of equals is unspecified; its stable order keeps the higher ids, and so does this.
+//!
+//! Sorting 50,000 tokens costs more than the rest together, so none is sorted that need not be:
 //! tokens of weight below (1 - top_p) * sum / n hold less than 1 - top_p in all, hence none of them
-//! survives; of the others, chunks are selected and sorted until the mass is reached.
+//! survives; among the others, selection narrows down to the one at which the mass is reached.
 
 use crate::error::{Error, Result, try_vec};
 
@@ -32,15 +35,17 @@ pub(super) struct Filters {
 pub(super) struct Selection {
     /// Surviving tokens, ascending by id: see [`key`].
     keys: Vec<u64>,
-    /// `(sort key, token key)` of those that compete for a share of the mass.
-    order: Vec<(u64, u64)>,
+    /// `(sort key, weight)` of those that compete for a share of the mass.
+    order: Vec<(u64, f64)>,
     cumulative: Vec<f64>,
     ranked: Vec<f32>,
 }
 
 /// Slack of a cut on logarithms of weights: far above any rounding, and it costs a few candidates.
 const CUT_SLACK: f64 = 1e-3;
-/// Tokens sorted first; later chunks are four times as long as the one before.
+/// Exponentials computed side by side.
+const LANES: usize = 8;
+/// Tokens looked at first, in the hope that they hold the mass; chunks grow fourfold from there.
 const FIRST_CHUNK: usize = 64;
 
 impl Selection {
@@ -57,10 +62,10 @@ impl Selection {
         let max = f64::from(max);
         reserve(&mut self.cumulative, self.keys.len(), "cumulated weights")?;
         let mut total = 0.0;
-        for key in &self.keys {
-            total += weight(*key, max);
+        each_weight(&self.keys, max, |weight| {
+            total += weight;
             self.cumulative.push(total);
-        }
+        });
         let target = uniform * total;
         let drawn = self.cumulative.partition_point(|sum| *sum <= target);
         // The product can round up to the whole; the last token with any weight is meant then.
@@ -100,6 +105,11 @@ impl Selection {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> &Vec<u64> {
+        &self.keys
+    }
+
     /// Ids of the surviving tokens, ascending.
     #[cfg(test)]
     pub(super) fn ids(&self) -> Vec<u32> {
@@ -128,9 +138,11 @@ impl Selection {
     }
 
     fn keep_top_mass(&mut self, mass: f64, max: f64) -> Result<()> {
-        reserve(&mut self.order, self.keys.len(), "sorted tokens")?;
-        self.order.extend(self.keys.iter().map(|key| (!key, *key)));
-        let (_, boundary) = boundary(&mut self.order, mass, max);
+        reserve(&mut self.order, self.keys.len(), "ranked tokens")?;
+        let mut keys = self.keys.iter();
+        let order = &mut self.order;
+        each_weight(&self.keys, max, |weight| order.extend(keys.next().map(|key| (!key, weight))));
+        let boundary = !boundary(&mut self.order, mass);
         self.keys.retain(|key| *key >= boundary);
         Ok(())
     }
@@ -143,33 +155,37 @@ impl Selection {
             self.keys.iter().map(|key| surprise(*key) * weight(*key, max) / total).sum();
         // Bits of a float that is not negative sort as the float does.
         let distance = |key: u64| (surprise(key) - entropy).abs().to_bits();
-        reserve(&mut self.order, self.keys.len(), "sorted tokens")?;
-        self.order.extend(self.keys.iter().map(|key| (distance(*key), *key)));
-        let (boundary, _) = boundary(&mut self.order, typical_p * total, max);
+        reserve(&mut self.order, self.keys.len(), "ranked tokens")?;
+        self.order.extend(self.keys.iter().map(|key| (distance(*key), weight(*key, max))));
+        let boundary = boundary(&mut self.order, typical_p * total);
         self.keys.retain(|key| distance(*key) <= boundary);
         Ok(())
     }
 }
 
-/// The first element, in sorted order, at which the weights add up to `mass`; the last one where
-/// they never do. Sorts no more of `order` than that takes.
-fn boundary(order: &mut [(u64, u64)], mass: f64, max: f64) -> (u64, u64) {
+/// The first sort key, ascending, at which the weights add up to `mass`; the last one where they
+/// never do. Narrows down to it by selection, in time linear in the length.
+fn boundary(order: &mut [(u64, f64)], mass: f64) -> u64 {
     let (mut rest, mut sum, mut chunk) = (order, 0.0, FIRST_CHUNK);
-    let mut last = (u64::MAX, 0);
-    while !rest.is_empty() {
-        if chunk < rest.len() {
-            rest.select_nth_unstable(chunk);
+    while rest.len() > FIRST_CHUNK {
+        let at = chunk.min(rest.len() / 2);
+        rest.select_nth_unstable_by_key(at, |item| item.0);
+        let (head, tail) = rest.split_at_mut(at);
+        let reached = sum + head.iter().map(|item| item.1).sum::<f64>();
+        if reached >= mass {
+            rest = head;
+        } else {
+            (rest, sum, chunk) = (tail, reached, chunk.saturating_mul(4));
         }
-        let (head, tail) = rest.split_at_mut(chunk.min(rest.len()));
-        head.sort_unstable();
-        for item in head.iter() {
-            sum += weight(item.1, max);
-            last = *item;
-            if sum >= mass {
-                return last;
-            }
+    }
+    rest.sort_unstable_by_key(|item| item.0);
+    let mut last = 0;
+    for (sort_key, weight) in rest.iter() {
+        sum += weight;
+        last = *sort_key;
+        if sum >= mass {
+            break;
         }
-        (rest, chunk) = (tail, chunk.saturating_mul(4));
     }
     last
 }
@@ -202,30 +218,38 @@ fn score_of(key: u64) -> f32 {
 }
 
 fn weight(key: u64, max: f64) -> f64 {
-    exp(f64::from(score_of(key)) - max)
+    exp([f64::from(score_of(key)) - max])[0]
 }
 
-/// Sum over i of `e^(scores[i] - max)`, in eight interleaved sums: a fixed order that vectorises.
+/// Calls `take` with the weight of each of `keys`, in order.
+fn each_weight(keys: &[u64], max: f64, mut take: impl FnMut(f64)) {
+    let (chunks, rest) = keys.as_chunks::<LANES>();
+    for chunk in chunks {
+        exp(chunk.map(|key| f64::from(score_of(key)) - max)).into_iter().for_each(&mut take);
+    }
+    rest.iter().for_each(|key| take(weight(*key, max)));
+}
+
+/// Sum over i of `e^(scores[i] - max)`, in interleaved sums: a fixed order that vectorises.
 pub(super) fn total_weight(scores: &[f32], max: f32) -> f64 {
     let max = f64::from(max);
-    let mut sums = [0.0; 8];
-    let chunks = scores.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|score| exp(f64::from(*score) - max)).sum();
+    let mut sums = [0.0; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
     for chunk in chunks {
-        for (sum, score) in sums.iter_mut().zip(chunk) {
-            *sum += exp(f64::from(*score) - max);
-        }
+        let weights = exp(chunk.map(|score| f64::from(score) - max));
+        sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight);
     }
-    sums.iter().sum::<f64>() + rest
+    let rest = rest.iter().map(|score| exp([f64::from(*score) - max])[0]);
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
-/// e^x for x <= 0, within 2 ulp; 0 below -708, where it is under 4e-308.
+/// e^x for each x <= 0, within 2 ulp; 0 below -708, where it is under 4e-308.
 ///
 /// x = k ln 2 + r with |r| <= ln 2 / 2, and e^r by its Taylor polynomial of degree 13 (remainder
-/// below 5e-18). Free of branches and of the platform's libm: it vectorises, and gives the same
-/// bits on every machine.
+/// below 5e-18). Free of branches and of the platform's libm: it vectorises, for which each step
+/// runs over all lanes, and gives the same bits on every machine and for any `N`.
 #[inline(always)]
-pub(super) fn exp(x: f64) -> f64 {
+pub(super) fn exp<const N: usize>(x: [f64; N]) -> [f64; N] {
     // Adding 1.5 * 2^52 rounds to an integer and leaves it in the low bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     // ln 2 in two parts; the first has trailing zeros enough for k times it to be exact (fdlibm).
@@ -247,16 +271,22 @@ pub(super) fn exp(x: f64) -> f64 {
         1.0,
         1.0,
     ];
-    let clamped = x.max(-708.0);
-    let rounded = clamped * std::f64::consts::LOG2_E + ROUND;
-    let k = rounded - ROUND;
-    let r = (clamped - k * LN2_HIGH) - k * LN2_LOW;
-    let mut power = 0.0;
-    for coefficient in INVERSE_FACTORIALS {
-        power = power * r + coefficient;
+    let clamped = x.map(|x| if x > -708.0 { x } else { -708.0 });
+    let rounded = clamped.map(|x| x * std::f64::consts::LOG2_E + ROUND);
+    let mut remainder = clamped;
+    for (r, rounded) in remainder.iter_mut().zip(rounded) {
+        let k = rounded - ROUND;
+        *r = (*r - k * LN2_HIGH) - k * LN2_LOW;
     }
-    let scale = f64::from_bits(rounded.to_bits().wrapping_add(1023) << 52);
-    if x < -708.0 { 0.0 } else { power * scale }
+    let mut power = [0.0; N];
+    for coefficient in INVERSE_FACTORIALS {
+        power.iter_mut().zip(remainder).for_each(|(power, r)| *power = *power * r + coefficient);
+    }
+    for ((power, x), rounded) in power.iter_mut().zip(x).zip(rounded) {
+        let scale = f64::from_bits(rounded.to_bits().wrapping_add(1023) << 52);
+        *power = if x < -708.0 { 0.0 } else { *power * scale };
+    }
+    power
 }
 
 /// Empties `vec` and makes room for `len` elements.
