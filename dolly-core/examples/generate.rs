@@ -110,7 +110,8 @@ fn bias(text: &str) -> Result<(u32, f32), String> {
 impl Sampling {
     fn options(self) -> Result<GenerateOptions, Error> {
         let deadline = self.deadline.map(Duration::try_from_secs_f64).transpose();
-        let deadline = deadline.map_err(|error| Error::InvalidInput(format!("deadline: {error}")))?;
+        let deadline =
+            deadline.map_err(|error| Error::InvalidInput(format!("deadline: {error}")))?;
         Ok(GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             do_sample: !self.greedy,
@@ -152,9 +153,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Error> {
-    let mut builder = Pipeline::builder(&arguments.model)
-        .weights(arguments.format)
-        .device(arguments.device);
+    let mut builder =
+        Pipeline::builder(&arguments.model).weights(arguments.format).device(arguments.device);
     if let Some(threads) = arguments.threads {
         builder = builder.threads(threads);
     }

@@ -52,7 +52,15 @@ impl Venv {
     pub fn test(&self) -> Outcome {
         let wheel = self.wheel()?;
         let wheel = wheel.to_string_lossy();
-        self.python(&["-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", &wheel])?;
+        self.python(&[
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--force-reinstall",
+            "--no-deps",
+            &wheel,
+        ])?;
         self.python(&["-m", "ruff", "check", "dolly-py/python", "tests/python"])?;
         self.python(&["-m", "mypy", "--strict", "dolly-py/python/dolly_rs"])?;
         self.python(&["-m", "mypy.stubtest", "dolly_rs._native"])?;

@@ -111,12 +111,6 @@ impl CpuBackend {
         self.pool.threads()
     }
 
-    /// Runs `work`, such as one step of the network, on one of the backend's threads: operations
-    /// called inside start without a hand-over from the caller's thread.
-    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
-    }
-
     /// Calls `work(first row, rows of out)` for groups of rows from the backend's threads.
     fn by_rows(&self, out: &mut Activations, work: impl Fn(usize, &mut [f32]) + Sync) {
         let (rows, width) = (out.rows, out.width);
@@ -165,6 +159,14 @@ impl Backend for CpuBackend {
     type Embedding = Embedding;
     type Norm = Norm;
     type Cache = Cache;
+
+    fn install<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(step)
+    }
+
+    fn bytes(&self, x: &Activations) -> u64 {
+        4 * (x.data.capacity() + x.scratch.capacity()) as u64 + x.quant.bytes()
+    }
 
     fn load_linear(
         &self,

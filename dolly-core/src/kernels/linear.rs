@@ -45,6 +45,14 @@ pub(crate) struct QuantScratch {
     sums: Vec<i32>,
 }
 
+impl QuantScratch {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        let words = self.scales.capacity() + self.sums.capacity();
+        (self.integers.capacity() + 4 * words) as u64
+    }
+}
+
 /// Grows or shrinks `vec` to `len` zeroed elements without aborting when memory is short.
 pub(crate) fn resize<T: Copy + Default>(vec: &mut Vec<T>, len: usize, what: &str) -> Result<()> {
     vec.try_reserve_exact(len.saturating_sub(vec.len())).map_err(|_| Error::OutOfMemory {

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::generate::Generation;
 use crate::generate::answer::{Answer, AnswerPlan};
 use crate::generate::engine::{Engine, Ticket};
 use crate::generate::request::{Control, Work};
 use crate::generate::sampler::{derive_seed, fresh_seed};
-use crate::generate::Generation;
 use crate::model::Config;
 use crate::options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
 use crate::prompt::{DollyPrompt, Instruction};
@@ -309,11 +309,7 @@ impl Pipeline {
     }
 
     /// The prompt of an instruction, with room for the answer.
-    fn prompt_ids(
-        &self,
-        instruction: &Instruction,
-        options: &GenerateOptions,
-    ) -> Result<Vec<u32>> {
+    fn prompt_ids(&self, instruction: &Instruction, options: &GenerateOptions) -> Result<Vec<u32>> {
         let parts = &self.inner.parts;
         let context = parts.context_length;
         let (mode, overflow) = (options.prompt_mode, options.prompt_overflow);
