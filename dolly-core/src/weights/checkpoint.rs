@@ -152,6 +152,7 @@ impl Checkpoint {
                 && first.name == second.name
             {
                 let reason = "stands twice, with and without the prefix of its family";
+                let place = files.get(second.file).map_or(&*place, DataFile::path);
                 return Err(Error::tensor(place, first.name.as_str(), reason));
             }
         }

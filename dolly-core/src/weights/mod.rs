@@ -20,6 +20,9 @@ mod safetensors;
 mod torch;
 mod zip;
 
+#[cfg(test)]
+mod tests;
+
 pub use checkpoint::{Checkpoint, TensorInfo, TensorReader};
 pub use gguf_metadata::{GgufMetadata, GgufValue};
 pub(crate) use index::safe_file_name;
