@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 mod build;
 mod malformed;
 mod mutation;
+mod writing;
 
 /// A golden file.
 pub(super) fn golden(name: &str) -> PathBuf {
