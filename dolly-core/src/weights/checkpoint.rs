@@ -76,7 +76,10 @@ impl Checkpoint {
     pub fn open(files: &ModelFiles) -> Result<Self> {
         match files {
             ModelFiles::Directory { config, weights, index, .. } => {
-                let place = config.parent().unwrap_or(config);
+                let place = match config.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    _ => Path::new("."),
+                };
                 Self::open_directory(place, weights, index.as_deref())
             }
             ModelFiles::Gguf { file, .. } => Self::open_gguf(file),

@@ -255,6 +255,7 @@ fn names_map_both_ways() {
         names::to_gguf("gpt_neox.layers.31.attention.dense.bias").unwrap(),
         "blk.31.attn_output.bias"
     );
+    assert_eq!(names::canonical("lm_head.weight").unwrap(), "embed_out.weight");
     assert_eq!(names::from_gguf("blk.07.ffn_up.weight"), "blk.07.ffn_up.weight");
     assert_eq!(names::from_gguf("rope_freqs.weight"), "rope_freqs.weight");
     assert_eq!(names::to_gguf("gpt_neox.layers.+1.attention.dense.bias"), None);

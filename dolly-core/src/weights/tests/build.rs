@@ -196,3 +196,39 @@ fn int(program: &mut Vec<u8>, value: i32) {
     program.push(b'J');
     program.extend_from_slice(&value.to_le_bytes());
 }
+
+/// `zip`, with every number of the directory and the end record in its zip64 form.
+pub(super) fn zip64(entries: &[Entry]) -> Vec<u8> {
+    let narrow = zip(entries);
+    let end = narrow.len() - 22;
+    let number = |at: usize| u32::from_le_bytes(*narrow[at..].first_chunk().unwrap()) as usize;
+    let (start, mut at) = (number(end + 16), number(end + 16));
+    let mut file = narrow[..start].to_vec();
+    for entry in entries {
+        let name = entry.name.len();
+        let mut header = narrow[at..][..46].to_vec();
+        let wide = [number(at + 24), number(at + 20), number(at + 42)];
+        header[20..28].fill(0xff);
+        header[42..46].fill(0xff);
+        header[30] = 28;
+        file.extend_from_slice(&header);
+        file.extend_from_slice(&narrow[at + 46..][..name]);
+        file.extend_from_slice(&[1, 0, 24, 0]);
+        wide.iter().for_each(|n| file.extend_from_slice(&(*n as u64).to_le_bytes()));
+        at += 46 + name;
+    }
+    let (wide_at, count) = (file.len() as u64, entries.len() as u64);
+    file.extend_from_slice(b"PK\x06\x06");
+    file.extend_from_slice(&44u64.to_le_bytes());
+    file.extend_from_slice(&[45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    for number in [count, count, wide_at - start as u64, start as u64] {
+        file.extend_from_slice(&number.to_le_bytes());
+    }
+    file.extend_from_slice(b"PK\x06\x07\0\0\0\0");
+    file.extend_from_slice(&wide_at.to_le_bytes());
+    file.extend_from_slice(&1u32.to_le_bytes());
+    file.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+    file.extend_from_slice(&[0xff; 12]);
+    file.extend_from_slice(&[0, 0]);
+    file
+}

@@ -1,6 +1,6 @@
 //! Files that lie: each class is refused with an error that names the file and says what is wrong.
 
-use super::build::{Entry, Gguf, Program, entry, safetensors, text, torch, zip};
+use super::build::{Entry, Gguf, Program, entry, safetensors, text, torch, zip, zip64};
 use super::*;
 
 /// A class of malformed file: its name, extension, bytes, and words the error must contain.
@@ -280,6 +280,38 @@ fn zip_archives() {
         bin("byte order of 1 kB", zip(&[pickle(), entry("m/byteorder", &[0; 1024])]), "at most 16"),
         bin("storage missing", zip(&[pickle()]), "\"0\" is not in the archive"),
         bin("storage too short", zip(&[pickle(), entry("m/data/0", &[0; 15])]), "holds 15 bytes"),
+    ]);
+}
+
+#[test]
+fn zip64_archives() {
+    let storage: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let good =
+        zip64(&[entry("m/data.pkl", &Program::default().bytes()), entry("m/data/0", &storage)]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("good.bin");
+    std::fs::write(&path, &good).unwrap();
+    assert_eq!(open(&path).unwrap().read_vec("x", 4).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+
+    let end = good.len() - 22 - 20 - 56;
+    let patch = |at: usize, value: &[u8]| {
+        let mut file = good.clone();
+        file[at..][..value.len()].copy_from_slice(value);
+        file
+    };
+    // The last directory entry: a name of 8 bytes, then 4 + 24 bytes of wide numbers.
+    let extra = end - 28;
+    refuse(vec![
+        bin("wide record elsewhere", patch(end + 56 + 8, &[0xff; 8]), "the file has"),
+        bin("wide record of another kind", patch(end, b"PK\x06\x05"), "bad zip64 end record"),
+        bin("2^64-1 entries", patch(end + 24, &[0xff; 16]), "18446744073709551615 entries"),
+        bin("directory of 2^64-1 bytes", patch(end + 40, &[0xff; 8]), "runs into"),
+        bin("directory at 2^64-1", patch(end + 48, &[0xff; 8]), "runs into"),
+        bin("two end records that disagree", patch(end + 76 + 8, &[9, 0, 9, 0]), "disagree"),
+        bin("no wide numbers", patch(extra, &[2, 0]), "the file has"),
+        bin("wide numbers cut short", patch(extra + 2, &[8, 0]), "directory"),
+        bin("size of 2^64-1", patch(extra + 4, &[0xff; 16]), "run into the directory"),
+        bin("header at 2^64-1", patch(extra + 20, &[0xff; 8]), "the file has"),
     ]);
 }
 

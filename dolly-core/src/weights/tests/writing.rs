@@ -252,3 +252,16 @@ fn a_failed_write_leaves_what_was_there() {
     let error = write_safetensors(&nowhere, &source, WeightFormat::F32).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }
+
+/// Writes the golden model in every format of GGUF for `tests/golden/check_gguf.py`, which loads
+/// it in llama.cpp.
+#[test]
+#[ignore = "writes files for tests/golden/check_gguf.py; needs DOLLY_CHECK_DIR"]
+fn export_for_llama_cpp() {
+    let folder = PathBuf::from(std::env::var_os("DOLLY_CHECK_DIR").unwrap());
+    let source = open(&golden("model.safetensors")).unwrap();
+    for format in WeightFormat::ALL.into_iter().skip(1) {
+        let path = folder.join(format!("{format}.gguf"));
+        write_gguf(&path, &source, &config(), &tokenizer(40), format).unwrap();
+    }
+}
