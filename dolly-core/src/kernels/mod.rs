@@ -37,3 +37,5 @@ mod vector;
 mod tests;
 
 pub(crate) use table::Kernels;
+#[cfg(test)]
+use vector::LANES;
