@@ -122,9 +122,9 @@ const ACTIVATIONS: [Activation; 5] = [
     Activation::Silu,
 ];
 
-/// Budget: 6 ulp from -1 up. Below, the error of the exponent's argument u is multiplied by the
-/// function's own condition |u|, so 6 ulp more for each unit of it; results below 1e-7 (nothing
-/// beside any activation) are held to 1e-12 instead.
+/// Budget: 6 ulp from -1 up. Below, the functions decay as the exponential of x² (GELU) or of x,
+/// which multiplies the rounding of that argument: 8 ulp for each unit of it. Results that nothing
+/// beside any activation can notice are held to 1e-12 instead.
 #[test]
 fn activations_match_f64() {
     for kernels in sets() {
@@ -140,7 +140,7 @@ fn activations_match_f64() {
                     Activation::Gelu | Activation::GeluTanh => f64::from(*x).powi(2).max(1.0),
                     _ => 2.0 * f64::from(x.abs()).max(0.5),
                 };
-                let budget = if *x < -1.0 { 6.0 * steep } else { 6.0 };
+                let budget = if *x < -1.0 { 8.0 * steep } else { 6.0 };
                 worst = worst.max(if *x > -1.0 { error } else { 0.0 });
                 assert!(
                     error < budget || (f64::from(*y) - expected).abs() < 1e-12,
