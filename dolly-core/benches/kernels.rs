@@ -3,6 +3,7 @@
 //! `cargo bench --bench kernels -- [threads] [isa]`. Limits and kernels are measured in the same
 //! run, medians of several rounds: on a shared machine only their ratio means something.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
+#![allow(unsafe_code, reason = "the limit of the adders is measured with their own instruction")]
 
 use std::hint::black_box;
 use std::time::Instant;
