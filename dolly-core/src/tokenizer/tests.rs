@@ -309,6 +309,31 @@ fn words_are_those_of_the_reference_pattern() {
 }
 
 #[test]
+fn merges_are_those_of_the_crate() {
+    let value = neox_json();
+    let file = Parts { added: Vec::new(), ..read::parse(value.to_string().as_bytes()).unwrap() };
+    let ids = |(id, token): (usize, &String)| (token.clone(), id as u32);
+    let vocab: tokenizers::models::bpe::Vocab = file.tokens.iter().enumerate().map(ids).collect();
+    let builder = BPE::builder().vocab_and_merges(vocab, file.merges.clone());
+    let reference = builder.cache_capacity(0).build().unwrap();
+    let checked = file.check().unwrap();
+    let merges = Merges::new(file.tokens.len(), &checked.merges).unwrap();
+    let mut scratch = Scratch::default();
+    let words =
+        proptest::prop_oneof!["[a-e ]{0,60}", "[ -~]{0,60}", "\\PC{0,20}", "(ab|aab|a){0,40}"];
+    let config = proptest::test_runner::Config::with_cases(2000);
+    proptest::proptest!(config, |(word in words)| {
+        let spelled: String = word.bytes().map(|b| words::BYTE_CHARS[usize::from(b)]).collect();
+        let expected = reference.tokenize(&spelled).unwrap();
+        let expected: Vec<u32> = expected.iter().map(|token| token.id).collect();
+        scratch.ids.clear();
+        scratch.ids.extend(word.bytes().filter_map(|b| checked.byte_ids[usize::from(b)]));
+        merges.apply(&mut scratch).unwrap();
+        proptest::prop_assert_eq!(&scratch.ids, &expected);
+    });
+}
+
+#[test]
 fn streaming_equals_decoding_at_once() {
     let tokenizer = dolly(true);
     let size = tokenizer.vocab_size() as u32;
