@@ -306,7 +306,7 @@ fn merges_are_those_of_the_crate() {
     let reference = builder.cache_capacity(0).build().unwrap();
     let checked = file.check().unwrap();
     let merges = Merges::new(file.tokens.len(), &checked.merges).unwrap();
-    let mut scratch = Scratch::default();
+    let scratch = std::cell::RefCell::new(Scratch::default());
     let words =
         proptest::prop_oneof!["[a-e ]{0,60}", "[ -~]{0,60}", "\\PC{0,20}", "(ab|aab|a){0,40}"];
     let config = proptest::test_runner::Config::with_cases(2000);
@@ -314,6 +314,7 @@ fn merges_are_those_of_the_crate() {
         let spelled: String = word.bytes().map(|b| words::BYTE_CHARS[usize::from(b)]).collect();
         let expected = reference.tokenize(&spelled).unwrap();
         let expected: Vec<u32> = expected.iter().map(|token| token.id).collect();
+        let mut scratch = scratch.borrow_mut();
         scratch.ids.clear();
         scratch.ids.extend(word.bytes().filter_map(|b| checked.byte_ids[usize::from(b)]));
         merges.apply(&mut scratch).unwrap();
