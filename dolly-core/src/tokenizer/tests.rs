@@ -403,10 +403,7 @@ fn a_run_of_a_million_blanks_does_not_hide_the_words_after_it() {
         let ids = tokenizer.encode(&text, false).unwrap();
         let expected = tokenizer.encode(tail, false).unwrap();
         assert!(ids.ends_with(&expected));
-        assert_eq!(
-            tokenizer.decode(&ids, false).unwrap().len(),
-            text.replace('\u{2003}', "\u{2003}").len()
-        );
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
 }
 
