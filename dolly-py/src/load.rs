@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dolly_core::model::LoadProgress;
-use dolly_core::{CancelToken, Pipeline};
+use dolly_core::{CancelToken, LoadProgress, Pipeline};
 use pyo3::prelude::*;
 
 use crate::errors::Outcome;

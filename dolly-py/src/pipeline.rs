@@ -1,9 +1,8 @@
 //! A loaded model, as Python calls it.
 
-use dolly_core::pipeline::RequestOptions;
-use dolly_core::prompt::Instruction;
-use dolly_core::tokenizer::Tokenizer;
-use dolly_core::{CancelToken, GenerateOptions, Pipeline, Prompt, Score};
+use dolly_core::{
+    CancelToken, GenerateOptions, Instruction, Pipeline, Prompt, RequestOptions, Score, Tokenizer,
+};
 use numpy::{IntoPyArray, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -74,10 +73,8 @@ fn instruction((text, context): Row) -> Instruction {
 fn request(deadline: Option<f64>) -> Outcome<(RequestOptions, CancelToken)> {
     let token = CancelToken::new();
     let deadline = options::deadline(deadline)?;
-    let mut request = RequestOptions::default();
-    request.deadline = deadline;
-    request.cancel = Some(token.clone());
-    Ok((request, token))
+    let cancel = Some(token.clone());
+    Ok((RequestOptions { deadline, cancel }, token))
 }
 
 fn cancellable(from: &Bound<'_, PyAny>) -> Outcome<(GenerateOptions, CancelToken)> {

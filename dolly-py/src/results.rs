@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use dolly_core::model::{Activation, Config};
-use dolly_core::{Generation, TokenLogprob};
+use dolly_core::model::Activation;
+use dolly_core::{Config, Generation, TokenLogprob};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 

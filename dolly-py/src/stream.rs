@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dolly_core::pipeline::{Stream, StreamEvent};
-use dolly_core::{CancelToken, Generation};
+use dolly_core::{CancelToken, Generation, Stream, StreamEvent};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 

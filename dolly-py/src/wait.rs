@@ -3,8 +3,7 @@
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use dolly_core::pipeline::{Stream, StreamEvent};
-use dolly_core::{CancelToken, Error, Generation};
+use dolly_core::{CancelToken, Error, Generation, Stream, StreamEvent};
 use pyo3::prelude::*;
 
 use crate::errors::{Failure, Outcome};

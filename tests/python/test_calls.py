@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from conftest import ANSWER, EURO
 
 import dolly_rs
+import tiny
+from conftest import ANSWER, EURO
 
 Pipe = dolly_rs.Pipeline
 

@@ -11,10 +11,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import tiny
-from conftest import ANSWER, EURO
 
 import dolly_rs
+import tiny
+from conftest import ANSWER, EURO
 
 Done = subprocess.CompletedProcess
 

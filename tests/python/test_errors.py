@@ -7,10 +7,10 @@ import pickle
 from pathlib import Path
 
 import pytest
-import tiny
-from conftest import ANSWER
 
 import dolly_rs
+import tiny
+from conftest import ANSWER
 from dolly_rs import errors
 
 BASES = {

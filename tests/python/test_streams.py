@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import ANSWER, EURO
 
 import dolly_rs
+from conftest import ANSWER, EURO
 
 Pipe = dolly_rs.Pipeline
 LONG = 30_000

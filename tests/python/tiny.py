@@ -7,6 +7,7 @@ What it must answer is known without running any other implementation.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def answer_chain(answer: str) -> dict[int, int]:
     ids = [RESPONSE, *ids_of(answer), END]
     if len(set(ids)) != len(ids):
         raise ValueError(f"{answer!r} repeats a byte")
-    return dict(zip(ids, ids[1:], strict=False))
+    return dict(itertools.pairwise(ids))
 
 
 def loop_chain(text: str) -> dict[int, int]:
