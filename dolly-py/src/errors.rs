@@ -28,7 +28,9 @@ impl From<Failure> for PyErr {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Python(error) => error,
-            Failure::Core(error) => Python::attach(|py| exception(py, &error).unwrap_or_else(|e| e)),
+            Failure::Core(error) => {
+                Python::attach(|py| exception(py, &error).unwrap_or_else(|e| e))
+            }
         }
     }
 }

@@ -168,8 +168,7 @@ impl NativePipeline {
         let (request, token) = request(deadline)?;
         let row = self::instruction((instruction, context));
         let work = || pipeline.score_with(row, response, &request);
-        let Score { token_ids, logprobs, sum, perplexity, .. } =
-            interruptible(py, &token, work)??;
+        let Score { token_ids, logprobs, sum, perplexity, .. } = interruptible(py, &token, work)??;
         Ok((token_ids, logprobs, sum, perplexity))
     }
 

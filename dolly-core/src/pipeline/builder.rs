@@ -8,9 +8,9 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
 use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
+use crate::options::CancelToken;
 use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
-use crate::options::CancelToken;
 use crate::prompt::DollyPrompt;
 use crate::source::{self, DownloadProgress, SourceOptions};
 use crate::weights::{Checkpoint, WeightFormat};
@@ -268,7 +268,8 @@ impl PipelineBuilder {
     }
 }
 
-fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
+/// The memory format nearest to the type of the checkpoint's matrices.
+pub(super) fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
     let name = "gpt_neox.layers.0.attention.query_key_value.weight";
     Ok(nearest_format(checkpoint.tensor(name)?.stored))
 }

@@ -17,6 +17,7 @@ use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetTy
 use crate::error::{Error, Result, try_vec};
 use parts::Parts;
 
+mod export;
 mod parts;
 mod read;
 mod stream;
@@ -24,10 +25,11 @@ mod stream;
 pub(crate) mod tests;
 mod words;
 
+pub(crate) use export::Exported;
 pub use stream::TextStream;
 
 /// Longest `tokenizer.json` that is read; GPT-NeoX's has 2.4 MB.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 /// The tokenizer of a checkpoint; clones share one copy.
 ///

@@ -36,6 +36,7 @@ pub use write::TensorToWrite;
 pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
 pub use write_safetensors::{write_safetensors, write_safetensors_from};
 
+pub(crate) use atomic::AtomicFile;
 pub(crate) use index::safe_file_name;
 
 /// Most tensors of one model.

@@ -24,6 +24,7 @@ from .errors import (
     NetworkError,
     UnsupportedError,
 )
+from .files import TensorInfo, convert, tensors
 from .options import GenerateOptions, Settings
 from .pipelines import Pipeline, Tokenizer, pipeline
 from .results import Classification, Generation, Record, Score, Timings, TokenLogprob, Usage
@@ -51,11 +52,14 @@ __all__ = [
     "Score",
     "Settings",
     "Stream",
+    "TensorInfo",
     "Timings",
     "TokenLogprob",
     "Tokenizer",
     "UnsupportedError",
     "Usage",
     "__version__",
+    "convert",
     "pipeline",
+    "tensors",
 ]

@@ -6,7 +6,6 @@ import os
 from typing import Literal, NamedTuple
 
 from . import _native
-from .errors import InvalidArgumentError
 from .pipelines import BUNDLED
 
 __all__ = ["TensorInfo", "convert", "tensors"]
@@ -51,10 +50,16 @@ def convert(
     format : {"gguf", "safetensors"}, optional
         By the name of the destination unless given.
     dtype : str
-        Type of the matrices; ``"auto"`` keeps the stored one.
+        Type of the matrices; ``"auto"`` keeps the stored one as near as the format comes.
+
+    Examples
+    --------
+    >>> import dolly_rs, tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     dolly_rs.convert("dolly-nano", f"{directory}/nano.gguf", dtype="q8_0")
+    ...     dolly_rs.pipeline(f"{directory}/nano.gguf").weight_format
+    'q8_0'
     """
     path = os.fspath(destination)
     chosen = format or ("gguf" if path.endswith(".gguf") else "safetensors")
-    if chosen not in ("gguf", "safetensors"):
-        raise InvalidArgumentError(f"format {chosen!r}; expected 'gguf' or 'safetensors'")
     _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED))
