@@ -74,14 +74,28 @@ pub fn write_gguf(
         return Err(Error::Unsupported(format!("GGUF of a model with activation {activation:?}")));
     }
     let tensors = plan(checkpoint, config, matrices)?;
-    let mut header = Header::default();
-    header.raw(b"GGUF").raw(&3u32.to_le_bytes()).raw(&(tensors.len() as u64).to_le_bytes());
     let mut pairs = Header::default();
     describe_model(&mut pairs, config, matrices)?;
     describe_tokenizer(&mut pairs, config, tokenizer)?;
+    let header = header(&pairs, &tensors)?;
+    let mut file = AtomicFile::create(path)?;
+    file.write(&header)?;
+    for tensor in &tensors {
+        tensor.to_write().write(&mut file, tensor.stored, tensor.order)?;
+        let bytes = tensor.to_write().bytes(tensor.stored)?;
+        let padding = bytes.next_multiple_of(ALIGNMENT) - bytes;
+        file.write([0; ALIGNMENT as usize].get(..padding as usize).unwrap_or_default())?;
+    }
+    file.commit()
+}
+
+/// Everything before the data: counts, metadata, descriptions, padding.
+fn header(pairs: &Header, tensors: &[Planned<'_>]) -> Result<Vec<u8>> {
+    let mut header = Header::default();
+    header.raw(b"GGUF").raw(&3u32.to_le_bytes()).raw(&(tensors.len() as u64).to_le_bytes());
     header.raw(&pairs.pairs.to_le_bytes()).raw(&pairs.bytes);
     let mut offset = 0u64;
-    for tensor in &tensors {
+    for tensor in tensors {
         header.string(&tensor.name).raw(&(tensor.shape.len() as u32).to_le_bytes());
         for &dim in tensor.shape.iter().rev() {
             header.raw(&(dim as u64).to_le_bytes());
@@ -91,16 +105,8 @@ pub fn write_gguf(
         let end = offset.checked_add(bytes).and_then(|e| e.checked_next_multiple_of(ALIGNMENT));
         offset = end.ok_or_else(|| Error::InvalidInput("the file's size overflows".to_owned()))?;
     }
-    let mut file = AtomicFile::create(path)?;
     header.pad();
-    file.write(&header.bytes)?;
-    for tensor in &tensors {
-        tensor.to_write().write(&mut file, tensor.stored, tensor.order)?;
-        let bytes = tensor.to_write().bytes(tensor.stored)?;
-        let padding = bytes.next_multiple_of(ALIGNMENT) - bytes;
-        file.write([0; ALIGNMENT as usize].get(..padding as usize).unwrap_or_default())?;
-    }
-    file.commit()
+    Ok(header.bytes)
 }
 
 /// A tensor of the file.

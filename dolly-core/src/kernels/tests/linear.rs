@@ -11,10 +11,13 @@ use crate::kernels::table::Kernels;
 const LAYOUTS: [Layout; 5] = [Layout::F32, Layout::F16, Layout::Bf16, Layout::Q8_0, Layout::Q4_0];
 
 fn product(kernels: Kernels, pool: &Pool, matrix: &Matrix, x: &[f32], rows: usize) -> Vec<f32> {
-    let mut out = vec![f32::NAN; rows * matrix.shape().0];
+    // One float off any vector's boundary.
+    let mut out = vec![f32::NAN; rows * matrix.shape().0 + 1];
+    let x: Vec<f32> = std::iter::once(0.0).chain(x.iter().copied()).collect();
     let mut quant = QuantScratch::default();
-    linear(kernels, pool, matrix, x, rows, None, None, &mut out, &mut quant).unwrap();
-    out
+    linear(kernels, pool, matrix, &x[1..], rows, None, None, &mut out[1..], &mut quant).unwrap();
+    assert!(out[0].is_nan(), "written before the first row");
+    out.split_off(1)
 }
 
 /// What a layout keeps of a row, from the formats' definitions (ggml's `block_q8_0`, `block_q4_0`).
