@@ -185,3 +185,13 @@ def test_script_is_installed() -> None:
     assert script is not None
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("dolly ")
+
+
+def test_convert(chain_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    done = dolly("convert", chain_dir, out, "--to", "gguf", "--dtype", "q8_0")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "wrote" in done.stderr
+    answered = dolly("generate", "a", "--model", out)
+    assert answered.stdout == ANSWER + "\n"
+    assert dolly("convert", out, out).returncode == 1

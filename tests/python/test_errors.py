@@ -181,3 +181,9 @@ def test_nothing_is_printed(chain_dir: Path, capfd: pytest.CaptureFixture[str]) 
         with pytest.raises(dolly_rs.ContextOverflowError):
             pipe("x" * 5000)
     assert capfd.readouterr() == ("", "")
+
+
+def test_events_reach_logging(chain_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="dolly_core"):
+        dolly_rs.pipeline(chain_dir, threads=1).close()
+    assert any(record.name == "dolly_core.backend.cpu" for record in caplog.records)
