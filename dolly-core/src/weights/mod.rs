@@ -16,7 +16,6 @@ mod gguf;
 mod gguf_metadata;
 mod index;
 mod names;
-pub(crate) use names::from_gguf as canonical_gguf_name;
 mod pickle;
 mod quantize;
 mod safetensors;
@@ -37,7 +36,7 @@ pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
 pub use write_safetensors::{write_safetensors, write_safetensors_from};
 
 pub(crate) use atomic::AtomicFile;
-pub(crate) use index::safe_file_name;
+pub(crate) use names::from_gguf as canonical_gguf_name;
 
 /// Most tensors of one model.
 pub(crate) const MAX_TENSORS: usize = 100_000;
