@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from conftest import ANSWER
 from safetensors.numpy import load_file
 
 import dolly_rs
+import tiny
+from conftest import ANSWER
 
 IDS = [tiny.RESPONSE, *tiny.ids_of("Hi, you")]
 

@@ -130,8 +130,9 @@ class Pipeline:
             self._native = _native.load(settings, str(BUNDLED), report)
         self._tokenizer = Tokenizer(self._native.tokenizer)
 
+    # A text is a sequence of texts to the type checker: it takes the first overload that fits.
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self,
         instructions: str,
         *,
@@ -139,7 +140,7 @@ class Pipeline:
         **options: Unpack[OptionNames],
     ) -> list[GeneratedText]: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self,
         instructions: str,
         *,
@@ -260,7 +261,7 @@ class Pipeline:
         return Stream(self._native.stream(instruction, context, chosen))
 
     @overload
-    def complete(
+    def complete(  # type: ignore[overload-overlap]
         self,
         prompt: str | Sequence[int],
         *,
