@@ -19,7 +19,11 @@ use crate::error::{Error, Result, try_vec};
 use merge::{Merges, Scratch};
 use parts::Parts;
 
+<<<<<<< HEAD
+mod export;
+=======
 mod merge;
+>>>>>>> main
 mod parts;
 mod read;
 mod stream;
@@ -27,10 +31,11 @@ mod stream;
 pub(crate) mod tests;
 mod words;
 
+pub(crate) use export::Exported;
 pub use stream::TextStream;
 
 /// Longest `tokenizer.json` that is read; GPT-NeoX's has 2.4 MB.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 /// The tokenizer of a checkpoint; clones share one copy.
 ///
