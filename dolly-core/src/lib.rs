@@ -5,14 +5,25 @@ pub mod backend;
 pub mod generate;
 pub mod kernels;
 pub mod model;
+mod pipeline;
 pub mod prompt;
 pub mod source;
 pub mod tokenizer;
 pub mod weights;
 
 mod error;
+mod json;
 mod options;
 
 pub use error::{Error, ErrorKind, Result};
+pub use generate::{
+    ClassProbability, FinishReason, Generation, Score, Timings, TokenLogprob, Usage,
+};
+pub use model::{Config, LoadProgress};
 pub use options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
+pub use pipeline::{
+    Device, MemoryUse, Pipeline, PipelineBuilder, Prompt, RequestOptions, Stream, StreamEvent,
+};
+pub use prompt::Instruction;
+pub use tokenizer::{TextStream, Tokenizer};
 pub use weights::WeightFormat;

@@ -13,7 +13,8 @@ pub enum PromptOverflow {
     /// Refuse with [`Error::ContextOverflow`].
     #[default]
     Error,
-    /// Keep the instruction and the framing; drop tokens from the end of the context passage.
+    /// Keep the instruction and the framing; drop tokens from the end of the context passage until
+    /// prompt and `max_new_tokens` fit (or the prompt fits half of the model's context, if more).
     TruncateContext,
 }
 
@@ -60,9 +61,10 @@ impl CancelToken {
 /// Options of one generation request.
 ///
 /// Unset fields keep Dolly's defaults: sampling at temperature 1.0 within the top 0.92 of
-/// probability, 256 new tokens. Order of work on the logits of each step: `logit_bias`,
-/// `repetition_penalty`, `presence_penalty` and `frequency_penalty`, `no_repeat_ngram`,
-/// `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`, then the draw.
+/// probability, 256 new tokens. Order of work on the logits of each step, that of transformers:
+/// `logit_bias`, `repetition_penalty`, `no_repeat_ngram`, `frequency_penalty` and
+/// `presence_penalty`, and when sampling `temperature`, `top_k`, `top_p`, `min_p`, `typical_p`, then
+/// the draw.
 ///
 /// ```
 /// use dolly_core::GenerateOptions;
@@ -76,7 +78,7 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// Draw from the distribution (`true`) or take the likeliest token (`false`).
     pub do_sample: bool,
-    /// Divides the logits; 0 or more, 0 means greedy.
+    /// Divides the logits; 0 or more, below 1e-5 means greedy.
     pub temperature: f32,
     /// Smallest set of likeliest tokens whose probability reaches this; in (0, 1], 1 is off.
     pub top_p: f32,
@@ -95,7 +97,8 @@ pub struct GenerateOptions {
     pub frequency_penalty: f32,
     /// No n-gram of this length occurs twice in prompt and answer; 0 is off.
     pub no_repeat_ngram: usize,
-    /// Added to the logits of single tokens: `(id, bias)`, bias finite or negative infinity.
+    /// Added to the logits of single tokens: `(id, bias)`, bias finite or negative infinity; biases
+    /// of one id add up.
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of this request's draws; `None` takes a fresh one, reported in the result.
     pub seed: Option<u64>,

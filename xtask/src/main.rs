@@ -1,9 +1,47 @@
-//! Project tasks.
+//! Project tasks: `cargo xtask test` sets up all it needs and runs every test there is.
+//!
+//! Needs Rust, Python 3.10 or newer with venv, a C compiler, and the package registries.
 
-mod header;
+mod command;
+mod python;
+mod readme;
+mod suite;
+mod test;
 
-fn main() -> Result<(), String> {
-    let root = std::path::Path::new(".");
-    std::fs::create_dir_all("include").map_err(|e| e.to_string())?;
-    std::fs::write("include/dolly.h", header::generate(root)?).map_err(|e| e.to_string())
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask TASK
+
+  test           every test: Rust, docs, Python, C, header drift, README
+  test --long    also sanitizers, valgrind and fuzzing
+  header         write include/dolly.h anew
+  wheel          build the Python wheel into target/wheels
+  install DIR    install the C library, header and model under DIR";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let root = root();
+    let outcome = match words.as_slice() {
+        ["test"] => test::all(&root, false),
+        ["test", "--long"] => test::all(&root, true),
+        ["header"] => test::write_header(&root),
+        ["wheel"] => python::Venv::create(&root).and_then(|venv| venv.wheel().map(drop)),
+        ["install", directory] => test::install(&root, Path::new(directory)).map(drop),
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace this program was built from.
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
 }

@@ -130,9 +130,7 @@ fn round(x: Tensor, format: WeightFormat) -> Result<Tensor> {
 }
 
 fn activate(x: Tensor, activation: Activation) -> Result<Tensor> {
-    let sigmoid = |x: &Tensor| -> Result<Tensor> {
-        Ok(((x.neg()?.exp()? + 1.0)?).recip()?)
-    };
+    let sigmoid = |x: &Tensor| -> Result<Tensor> { Ok(((x.neg()?.exp()? + 1.0)?).recip()?) };
     Ok(match activation {
         Activation::Gelu => x.gelu_erf()?,
         Activation::GeluTanh => x.gelu()?,

@@ -35,6 +35,9 @@ pub(crate) struct Answer {
     sampler: Sampler,
     stream: TextStream,
     stop: StopStrings,
+    /// How many of the stop texts, the last ones, are the checkpoint's own end.
+    own_stops: usize,
+    stop_count: usize,
     trim: Option<Trim>,
     text: String,
     token_ids: Vec<u32>,
@@ -70,7 +73,9 @@ impl Answer {
             wants_logprobs: options.logprobs.is_some(),
             sampler: Sampler::new(options, plan.seed, vocab_size)?,
             stream: tokenizer.stream(true),
-            stop: StopStrings::new(&stops),
+            own_stops: stops.len() - options.stop.len(),
+            stop_count: stops.len(),
+            stop: StopStrings::new(&stops)?,
             trim: plan.trim.then(Trim::new),
             text: String::new(),
             token_ids: Vec::new(),
@@ -168,8 +173,7 @@ impl Answer {
         let outcome = self.stop.push(&text);
         self.emit(&outcome.emit, piece);
         // The checkpoint's own end texts stand after the caller's stop texts.
-        let own = |index| index + self.plan.end_texts.len() >= self.stop.len();
-        Ok(outcome.matched.map(|index| match own(index) && !self.ignore_end {
+        Ok(outcome.matched.map(|index| match index + self.own_stops >= self.stop_count {
             true => FinishReason::End,
             false => FinishReason::Stop,
         }))
@@ -183,7 +187,7 @@ impl Answer {
     }
 
     fn flush(&mut self, piece: &mut String) {
-        let rest = self.stream.finish();
+        let rest = self.stream.finish().unwrap_or_default();
         let outcome = self.stop.push(&rest);
         self.emit(&outcome.emit, piece);
         if outcome.matched.is_none() {

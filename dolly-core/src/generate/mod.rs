@@ -1,5 +1,14 @@
 //! From logits to text: sampling, stopping, and the engine that shares steps between requests.
 
+pub(crate) mod answer;
+pub(crate) mod engine;
+mod processors;
+pub(crate) mod request;
+pub mod sampler;
+mod scheduler;
+mod select;
+pub mod stop;
+
 use std::time::Duration;
 
 /// Why an answer ended.

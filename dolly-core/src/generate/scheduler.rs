@@ -222,7 +222,8 @@ impl<B: Backend> Scheduler<B> {
                 caches.push(&mut live.cache);
             }
         }
-        self.model.forward(&ids, &spans, &mut caches, &mut self.work)?;
+        let (model, work) = (&self.model, &mut self.work);
+        model.backend().install(|| model.forward(&ids, &spans, &mut caches, work))?;
         for (member, span) in members.iter().zip(&spans) {
             self.live[*member].cached += span.rows;
         }

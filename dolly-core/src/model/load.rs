@@ -2,8 +2,8 @@
 
 use crate::backend::{Backend, RotaryTable};
 use crate::error::{Error, Result};
-use crate::model::neox::{Layer, NeoX};
 use crate::model::Config;
+use crate::model::neox::{Layer, NeoX};
 use crate::weights::{Checkpoint, StoredType, WeightFormat};
 
 /// How far loading has come.
@@ -72,11 +72,11 @@ pub(crate) fn weight_bytes<B: Backend>(
 
 /// Loads a network; [`Error::MemoryLimit`] when the plan exceeds the budget, before any weight is
 /// read.
-pub(crate) fn load<B: Backend>(
+pub(crate) fn load<'a, B: Backend>(
     backend: B,
-    checkpoint: &Checkpoint,
+    checkpoint: &'a Checkpoint,
     config: Config,
-    plan: LoadPlan<'_>,
+    plan: LoadPlan<'a>,
 ) -> Result<NeoX<B>> {
     let format = plan.format;
     let bytes = weight_bytes(&backend, &config, format, plan.context_length);
@@ -142,12 +142,7 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    fn layer_linear(
-        &mut self,
-        name: &str,
-        bias: bool,
-        shape: (usize, usize),
-    ) -> Result<B::Linear> {
+    fn layer_linear(&mut self, name: &str, bias: bool, shape: (usize, usize)) -> Result<B::Linear> {
         let bias = bias.then(|| format!("{name}.bias"));
         self.linear(&format!("{name}.weight"), bias.as_deref(), shape, self.format)
     }

@@ -4,7 +4,7 @@ mod config;
 mod load;
 mod neox;
 
-pub use config::{Activation, Config};
+pub use config::{Activation, Config, MetadataView, TensorSpec};
 pub use load::LoadProgress;
 pub(crate) use load::{LoadPlan, load, nearest_format};
 pub use neox::{NeoX, Workspace};

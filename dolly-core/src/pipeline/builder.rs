@@ -7,11 +7,11 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
 use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
+use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
 use crate::prompt::DollyPrompt;
 use crate::source::{self, SourceOptions};
-use crate::tokenizer::Tokenizer;
-use crate::weights::{Checkpoint, ModelFiles, WeightFormat};
+use crate::weights::{Checkpoint, WeightFormat};
 
 /// Prompt tokens run in one step: enough rows to use the caches, few enough to cancel quickly.
 const PREFILL_CHUNK: usize = 256;
@@ -208,7 +208,7 @@ impl PipelineBuilder {
         opened: Opened,
     ) -> Result<Pipeline> {
         let Opened { config, tokenizer } = opened;
-        let context_length = self.context_length(&config)?;
+        let context_length = self.checked_context_length(&config)?;
         let format = match self.format {
             WeightFormat::Auto => stored_format(checkpoint)?,
             format => format,
@@ -239,7 +239,7 @@ impl PipelineBuilder {
         Ok(Pipeline::new(parts, Engine::start(model, limits)?))
     }
 
-    fn context_length(&self, config: &Config) -> Result<usize> {
+    fn checked_context_length(&self, config: &Config) -> Result<usize> {
         let longest = config.max_position_embeddings;
         match self.context_length {
             None => Ok(longest),
@@ -250,41 +250,6 @@ impl PipelineBuilder {
                 "2 to the checkpoint's max_position_embeddings",
             )),
         }
-    }
-}
-
-/// What is read of a model before its weights.
-struct Opened {
-    config: Config,
-    tokenizer: Tokenizer,
-}
-
-impl Opened {
-    fn new(files: &ModelFiles, checkpoint: &Checkpoint) -> Result<Self> {
-        let (config, tokenizer, origin) = match files {
-            ModelFiles::Directory { config, tokenizer, .. } => {
-                let file = tokenizer.as_ref().ok_or_else(|| {
-                    Error::tokenizer(config.with_file_name("tokenizer.json"), "no such file")
-                })?;
-                (Config::from_json(config)?, Tokenizer::from_file(file)?, config)
-            }
-            ModelFiles::Gguf { file, tokenizer } => {
-                let metadata = checkpoint.gguf_metadata().ok_or_else(|| {
-                    Error::Internal("a GGUF checkpoint without metadata".to_owned())
-                })?;
-                let tokenizer = match tokenizer {
-                    Some(tokenizer) => Tokenizer::from_file(tokenizer)?,
-                    None => Tokenizer::from_gguf(metadata, file)?,
-                };
-                (Config::from_gguf(metadata, file)?, tokenizer, file)
-            }
-        };
-        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
-        if ids > rows {
-            let reason = format!("{rows} embedding rows for a tokenizer of {ids} ids");
-            return Err(Error::config(origin, "vocab_size", reason));
-        }
-        Ok(Self { config, tokenizer })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The front door: everything a caller does with a model goes through a [`Pipeline`].
 
 mod builder;
+mod opened;
 mod score;
 mod stream;
 
@@ -9,13 +10,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::generate::Generation;
 use crate::generate::answer::{Answer, AnswerPlan};
 use crate::generate::engine::{Engine, Ticket};
 use crate::generate::request::{Control, Work};
 use crate::generate::sampler::{derive_seed, fresh_seed};
-use crate::generate::Generation;
 use crate::model::Config;
-use crate::options::{CancelToken, GenerateOptions};
+use crate::options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
 use crate::prompt::{DollyPrompt, Instruction};
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
@@ -193,25 +194,26 @@ impl Pipeline {
         let submitted = Instant::now();
         self.check_single(options)?;
         let instruction = instruction.into();
-        let parts = &self.inner.parts;
-        let room = parts.context_length - 1;
-        let (mode, overflow) = (options.prompt_mode, options.prompt_overflow);
-        let encoded =
-            parts.prompt.encode_to_fit(&parts.tokenizer, &instruction, mode, overflow, room)?;
+        let ids = self.prompt_ids(&instruction, options)?;
+        let prompt = &self.inner.parts.prompt;
+        let prefix = match options.prompt_mode {
+            PromptMode::Hf => prompt.answer_in_ids(&ids).map(|answer| ids[answer.start..].to_vec()),
+            PromptMode::Safe => None,
+        };
         let lead = match options.return_full_text {
-            true => format!("{}\n", instruction.instruction()),
+            true => format!("{}\n", instruction.text()),
             false => String::new(),
         };
         let plan = AnswerPlan {
             end_ids: self.end_ids(),
-            end_texts: parts.prompt.end_texts(),
-            prefix: encoded.answer_prefix,
+            end_texts: prompt.stop_texts().iter().map(|text| (*text).to_owned()).collect(),
+            prefix: prefix.unwrap_or_default(),
             lead,
             trim: true,
-            max_new_tokens: self.new_tokens(options, encoded.ids.len()),
+            max_new_tokens: self.new_tokens(options, ids.len()),
             seed: options.seed.unwrap_or_else(fresh_seed),
         };
-        Ok(Stream::new(self.submit_answer(encoded.ids, plan, options, submitted)?))
+        Ok(Stream::new(self.submit_answer(ids, plan, options, submitted)?))
     }
 
     /// Continues a text or ids as they are, without Dolly's prompt: for base models.
@@ -304,6 +306,20 @@ impl Pipeline {
     /// Whether [`close`](Self::close) was called on this pipeline or a clone.
     pub fn is_closed(&self) -> bool {
         self.inner.engine.is_closed()
+    }
+
+    /// The prompt of an instruction, with room for the answer.
+    fn prompt_ids(&self, instruction: &Instruction, options: &GenerateOptions) -> Result<Vec<u32>> {
+        let parts = &self.inner.parts;
+        let context = parts.context_length;
+        let (mode, overflow) = (options.prompt_mode, options.prompt_overflow);
+        let room = match overflow {
+            PromptOverflow::Error => context - 1,
+            PromptOverflow::TruncateContext => {
+                context - options.max_new_tokens.min(context / 2).max(1)
+            }
+        };
+        parts.prompt.encode_to_fit(&parts.tokenizer, instruction, mode, overflow, room)
     }
 
     fn submit_answer(

@@ -111,7 +111,7 @@ impl Pipeline {
         let (mode, overflow) = (PromptMode::Safe, PromptOverflow::Error);
         let prompt =
             parts.prompt.encode_to_fit(&parts.tokenizer, instruction, mode, overflow, room)?;
-        Ok((prompt.ids, answer))
+        Ok((prompt, answer))
     }
 
     fn submit_score(

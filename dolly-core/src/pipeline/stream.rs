@@ -46,7 +46,7 @@ impl Stream {
         }
         match self.ticket.next_within(timeout) {
             None => Ok(StreamEvent::Pending),
-            Some(event) => Ok(self.take(event)?.map_or(StreamEvent::End, StreamEvent::Piece)),
+            Some(event) => Ok(self.take_event(event)?.map_or(StreamEvent::End, StreamEvent::Piece)),
         }
     }
 
@@ -64,7 +64,7 @@ impl Stream {
     pub fn finish(mut self) -> Result<Generation> {
         while !self.ended {
             let event = self.ticket.next();
-            self.take(event)?;
+            self.take_event(event)?;
         }
         self.generation.ok_or(Error::Closed)
     }
@@ -74,7 +74,7 @@ impl Stream {
         self.generation.as_ref()
     }
 
-    fn take(&mut self, event: Event) -> Result<Option<String>> {
+    fn take_event(&mut self, event: Event) -> Result<Option<String>> {
         match event {
             Event::Piece(piece) => Ok(Some(piece)),
             Event::Answer(generation) => {
@@ -102,7 +102,7 @@ impl Iterator for Stream {
             return None;
         }
         let event = self.ticket.next();
-        self.take(event).transpose()
+        self.take_event(event).transpose()
     }
 }
 

@@ -8,6 +8,30 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 
+mod checkpoint;
+mod dequantize;
+mod file;
+mod gguf;
+mod gguf_metadata;
+mod index;
+mod names;
+pub(crate) use names::from_gguf as canonical_gguf_name;
+mod pickle;
+mod safetensors;
+mod torch;
+mod zip;
+
+pub use checkpoint::{Checkpoint, TensorInfo, TensorReader};
+pub use gguf_metadata::{GgufMetadata, GgufValue};
+pub(crate) use index::safe_file_name;
+
+/// Most tensors of one model.
+pub(crate) const MAX_TENSORS: usize = 100_000;
+/// Longest name of a tensor, in bytes.
+pub(crate) const MAX_NAME: usize = 1024;
+/// Most dimensions of a tensor.
+pub(crate) const MAX_RANK: usize = 8;
+
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

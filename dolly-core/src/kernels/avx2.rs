@@ -1,0 +1,170 @@
+//! x86-64 with AVX2, FMA and F16C: two registers make sixteen lanes.
+
+use super::vector::Vector;
+use std::arch::x86_64::*;
+
+/// Sixteen lanes in two registers, low lanes first.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(pub(super) __m256, pub(super) __m256);
+
+/// Runs intrinsics that need only the features every value of [`Avx2`] proves.
+macro_rules! proven {
+    ($($body:tt)*) => {{
+        // SAFETY: register-only intrinsics; an `Avx2` value exists, so the CPU has AVX2 and FMA.
+        unsafe { $($body)* }
+    }};
+}
+
+impl Avx2 {
+    /// Lanes summed in pairs (i, i + 8), then (i, i + 4).
+    #[inline(always)]
+    fn quarter(self) -> __m128 {
+        proven! {
+            let eight = _mm256_add_ps(self.0, self.1);
+            _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
+        }
+    }
+}
+
+impl Vector for Avx2 {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the caller proves the CPU's features.
+        unsafe { Self(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller proves the CPU's features and 16 readable floats.
+        unsafe { Self(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> Self {
+        // SAFETY: the caller proves the CPU's features and 32 readable bytes.
+        unsafe {
+            let low = _mm_loadu_si128(p.cast());
+            let high = _mm_loadu_si128(p.add(16).cast());
+            Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> Self {
+        // SAFETY: the caller proves the CPU's features and 32 readable bytes.
+        unsafe {
+            let both = _mm256_loadu_si256(p.cast());
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            Self(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)),
+                _mm256_castsi256_ps(_mm256_and_si256(both, mask)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller promises 16 writable floats.
+        unsafe {
+            _mm256_storeu_ps(p, self.0);
+            _mm256_storeu_ps(p.add(8), self.1);
+        }
+    }
+
+    #[inline(always)]
+    fn like(self, x: f32) -> Self {
+        proven!(Self(_mm256_set1_ps(x), _mm256_set1_ps(x)))
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        proven!(Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        proven!(Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        proven!(Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)))
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        proven!(Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        proven!(Self(
+            _mm256_fmadd_ps(self.0, factor.0, addend.0),
+            _mm256_fmadd_ps(self.1, factor.1, addend.1),
+        ))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        proven!(Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)))
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        proven!(Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        proven! {
+            let sign = _mm256_set1_ps(-0.0);
+            Self(_mm256_andnot_ps(sign, self.0), _mm256_andnot_ps(sign, self.1))
+        }
+    }
+
+    #[inline(always)]
+    fn select_below(self, limit: Self, yes: Self, no: Self) -> Self {
+        proven! {
+            let low = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, limit.0);
+            let high = _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, limit.1);
+            Self(_mm256_blendv_ps(no.0, yes.0, low), _mm256_blendv_ps(no.1, yes.1, high))
+        }
+    }
+
+    // 1.5 * 2^23 + n holds n in its low bits, which the shift moves into the exponent.
+    #[inline(always)]
+    fn exp2_integral(self) -> Self {
+        let shifted = self.add(self.like(12_582_912.0));
+        proven! {
+            let bias = _mm256_set1_epi32(127 << 23);
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.1));
+            Self(
+                _mm256_castsi256_ps(_mm256_add_epi32(low, bias)),
+                _mm256_castsi256_ps(_mm256_add_epi32(high, bias)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let four = self.quarter();
+        proven! {
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn sums(vectors: [Self; 4]) -> [f32; 4] {
+        let [a, b, c, d] = vectors;
+        let (a, b, c, d) = (a.quarter(), b.quarter(), c.quarter(), d.quarter());
+        proven! {
+            // a0+a2 b0+b2 a1+a3 b1+b3, and the same of c and d.
+            let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+            let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+            let sums = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+            std::mem::transmute::<__m128, [f32; 4]>(sums)
+        }
+    }
+}

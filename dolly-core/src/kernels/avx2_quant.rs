@@ -1,0 +1,271 @@
+//! The integer micro-kernels and the rounding of activations under AVX2.
+//!
+//! `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating; both
+//! uses here stay clear of that. Q8_0: |w| times x with w's sign is at most 2 * 128 * 127 = 32,512.
+//! Q4_0: nibbles 0..15 times x, all eight pairs of a block in one lane: 8 * 2 * 15 * 127 = 30,480.
+
+use std::arch::x86_64::*;
+
+use super::avx2::Avx2;
+use super::quant::{QUANT_BLOCK, QuantRow, QuantTile, TINY};
+use super::vector::{LANES, Vector};
+
+/// Integer sums of one block for sixteen lanes.
+type Sums = (__m256i, __m256i);
+
+/// A format's way to multiply one block of `P` panels with `R` rows.
+trait Block {
+    const BYTES: usize;
+    /// # Safety
+    /// AVX2; `x` and `sums` are valid for `R` rows at the tile's stride, `w` for `P` panels.
+    unsafe fn dot<const R: usize, const P: usize>(
+        t: &QuantTile,
+        x: *const i8,
+        sums: *const i32,
+        w: *const u8,
+    ) -> [[Sums; P]; R];
+}
+
+struct Q8_0;
+struct Q4_0;
+
+impl Block for Q8_0 {
+    const BYTES: usize = LANES * (2 + QUANT_BLOCK);
+
+    #[inline(always)]
+    unsafe fn dot<const R: usize, const P: usize>(
+        t: &QuantTile,
+        x: *const i8,
+        _sums: *const i32,
+        w: *const u8,
+    ) -> [[Sums; P]; R] {
+        // SAFETY: reads 32 integers a row and one block a panel, which the caller vouches for.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let zero = _mm256_setzero_si256();
+            let mut acc = [[(zero, zero); P]; R];
+            for k in 0..QUANT_BLOCK / 4 {
+                for p in 0..P {
+                    let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES).cast::<__m256i>();
+                    let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));
+                    let (abs0, abs1) = (_mm256_abs_epi8(w0), _mm256_abs_epi8(w1));
+                    for r in 0..R {
+                        let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK + 4 * k));
+                        let p0 = _mm256_maddubs_epi16(abs0, _mm256_sign_epi8(x, w0));
+                        let p1 = _mm256_maddubs_epi16(abs1, _mm256_sign_epi8(x, w1));
+                        let acc = &mut acc[r][p];
+                        acc.0 = _mm256_add_epi32(acc.0, _mm256_madd_epi16(p0, ones));
+                        acc.1 = _mm256_add_epi32(acc.1, _mm256_madd_epi16(p1, ones));
+                    }
+                }
+            }
+            acc
+        }
+    }
+}
+
+impl Block for Q4_0 {
+    const BYTES: usize = LANES * (2 + QUANT_BLOCK / 2);
+
+    #[inline(always)]
+    unsafe fn dot<const R: usize, const P: usize>(
+        t: &QuantTile,
+        x: *const i8,
+        sums: *const i32,
+        w: *const u8,
+    ) -> [[Sums; P]; R] {
+        // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let low = _mm256_set1_epi8(15);
+            let zero = _mm256_setzero_si256();
+            let mut acc = [[(zero, zero); P]; R];
+            for k in 0..QUANT_BLOCK / 8 {
+                for p in 0..P {
+                    let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES).cast::<__m256i>();
+                    let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));
+                    let (l0, l1) = (_mm256_and_si256(w0, low), _mm256_and_si256(w1, low));
+                    let h0 = _mm256_and_si256(_mm256_srli_epi16::<4>(w0), low);
+                    let h1 = _mm256_and_si256(_mm256_srli_epi16::<4>(w1), low);
+                    for r in 0..R {
+                        let x = x.add(r * t.x_stride * QUANT_BLOCK + 4 * k);
+                        let (xl, xh) = (broadcast(x), broadcast(x.add(QUANT_BLOCK / 2)));
+                        let acc = &mut acc[r][p];
+                        acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(l0, xl));
+                        acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(l1, xl));
+                        acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(h0, xh));
+                        acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(h1, xh));
+                    }
+                }
+            }
+            for r in 0..R {
+                let offset = _mm256_set1_epi32(8 * *sums.add(r * t.x_stride));
+                for p in 0..P {
+                    let acc = &mut acc[r][p];
+                    acc.0 = _mm256_sub_epi32(_mm256_madd_epi16(acc.0, ones), offset);
+                    acc.1 = _mm256_sub_epi32(_mm256_madd_epi16(acc.1, ones), offset);
+                }
+            }
+            acc
+        }
+    }
+}
+
+/// Four consecutive integers in every lane of 32 bits.
+///
+/// # Safety
+/// AVX2, and four readable bytes.
+#[inline(always)]
+unsafe fn broadcast(x: *const i8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
+}
+
+/// # Safety
+/// AVX2, FMA and F16C; the pointers are valid for what [`QuantTile`] says of them.
+#[inline(always)]
+unsafe fn fixed<B: Block, const R: usize, const P: usize>(t: &QuantTile) {
+    // SAFETY: every offset stays within the rows, panels and blocks that the caller vouches for.
+    unsafe {
+        let mut acc = [[Avx2::splat(0.0); P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p] = Avx2::load(t.acc.add((r * P + p) * LANES));
+            }
+        }
+        for b in 0..t.blocks {
+            let w = t.w.add(b * B::BYTES);
+            let dots = B::dot::<R, P>(t, t.x.add(b * QUANT_BLOCK), t.sums.add(b), w);
+            for p in 0..P {
+                let w_scale = Avx2::load_f16(w.add(p * t.w_stride));
+                for r in 0..R {
+                    let x_scale = Avx2::splat(*t.scales.add(r * t.x_stride + b));
+                    let (low, high) = dots[r][p];
+                    let dot = Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high));
+                    acc[r][p] = x_scale.mul(w_scale).mul_add(dot, acc[r][p]);
+                }
+            }
+        }
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p].store(t.acc.add((r * P + p) * LANES));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`fixed`].
+#[inline(always)]
+unsafe fn run<B: Block>(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match (t.rows, t.panels) {
+            (1, 1) => fixed::<B, 1, 1>(t),
+            (1, 2) => fixed::<B, 1, 2>(t),
+            (1, 3) => fixed::<B, 1, 3>(t),
+            (1, 4) => fixed::<B, 1, 4>(t),
+            (2, 1) => fixed::<B, 2, 1>(t),
+            (2, 2) => fixed::<B, 2, 2>(t),
+            (3, 1) => fixed::<B, 3, 1>(t),
+            (4, 1) => fixed::<B, 4, 1>(t),
+            (rows, panels) => {
+                for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
+                    fixed::<B, 1, 1>(&QuantTile {
+                        x: t.x.add(r * t.x_stride * QUANT_BLOCK),
+                        scales: t.scales.add(r * t.x_stride),
+                        sums: t.sums.add(r * t.x_stride),
+                        w: t.w.add(p * t.w_stride),
+                        acc: t.acc.add((r * panels + p) * LANES),
+                        ..*t
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2, FMA and F16C; the pointers are valid for what [`QuantTile`] says of them.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile_q8_0(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { run::<Q8_0>(t) }
+}
+
+/// # Safety
+/// AVX2, FMA and F16C; the pointers are valid for what [`QuantTile`] says of them.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile_q4_0(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { run::<Q4_0>(t) }
+}
+
+/// Rounds a row as `quant::quantize_row` does.
+///
+/// # Safety
+/// AVX2.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
+    let blocks = row.integers.as_chunks_mut::<QUANT_BLOCK>().0;
+    let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums);
+    let mut filled = [0.0; QUANT_BLOCK];
+    for (part, ((q, scale), sum)) in x.chunks(QUANT_BLOCK).zip(outputs) {
+        let block = match part.first_chunk::<QUANT_BLOCK>() {
+            Some(block) => block,
+            None => {
+                filled[..part.len()].copy_from_slice(part);
+                &filled
+            }
+        };
+        // SAFETY: AVX2 as the caller proves; a block of 32 floats in, one of 32 integers out.
+        unsafe { (*scale, *sum) = quantize_block(block, q) };
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) -> (f32, i32) {
+    // SAFETY: AVX2 as the caller proves; loads and the store stay within both arrays.
+    unsafe {
+        let p = x.as_ptr();
+        let mask = _mm256_set1_epi32(0x7fff_ffff);
+        let v = [
+            _mm256_loadu_ps(p),
+            _mm256_loadu_ps(p.add(8)),
+            _mm256_loadu_ps(p.add(16)),
+            _mm256_loadu_ps(p.add(24)),
+        ];
+        // Magnitudes compare as integers, NaN above infinity above all numbers.
+        let mut most = _mm256_setzero_si256();
+        for x in v {
+            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), mask));
+        }
+        let most = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+        let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
+        let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
+        let most = f32::from_bits(_mm_cvtsi128_si32(most) as u32);
+        if !most.is_finite() || most < TINY {
+            *out = [0; QUANT_BLOCK];
+            return (if most < TINY { 0.0 } else { f32::NAN }, 0);
+        }
+        let inverse = _mm256_set1_ps(127.0 / most);
+        let [a, b, c, d] = v;
+        let (a, b) = (_mm256_mul_ps(a, inverse), _mm256_mul_ps(b, inverse));
+        let (c, d) = (_mm256_mul_ps(c, inverse), _mm256_mul_ps(d, inverse));
+        let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+        let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+        // Packing works in halves of a register; the permutation puts groups of four in order.
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
+        _mm256_storeu_si256(out.as_mut_ptr().cast(), q);
+        let pairs = _mm256_add_epi16(ab, cd);
+        let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let sum =
+            _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
+        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
+        (most / 127.0, _mm_cvtsi128_si32(sum))
+    }
+}

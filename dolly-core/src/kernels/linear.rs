@@ -1,0 +1,334 @@
+//! A linear layer: packed weights, and the loops around the micro-kernels.
+//!
+//! ```text
+//! for each group of panels (a thread's share)      weights stream through once
+//!   for each chunk of at most 192 rows             accumulators (rows, 16) stay in L1
+//!     for each slice of K                          a panel's slice stays in L1
+//!       for each 1..MR rows                        micro-kernel: accumulators in registers
+//!     activation(acc + bias) -> out
+//! ```
+//!
+//! One row takes four panels at a time (as many independent sums as the CPU's adders need), two
+//! rows two. Slicing K leaves the order of a sum as it is: the accumulators are exact f32.
+
+use super::buffer::Buffer;
+use super::pack::{Layout, pack_panel};
+use super::pool::{Pool, Shared, fill};
+use super::quant::{QUANT_BLOCK, QuantTile};
+use super::table::Kernels;
+use super::tile::Tile;
+use super::vector::LANES;
+use crate::error::{Error, Result, try_vec};
+use crate::model::Activation;
+use crate::weights::RowSource;
+
+/// Rows whose accumulators for one panel are kept together.
+const ROW_CHUNK: usize = 192;
+/// Steps of K (not blocks) that a panel's slice has when it serves several tiles: 16 KiB of f32.
+const K_SLICE: usize = 256;
+/// Below this many multiplications a second thread costs more than it saves.
+const PARALLEL_FROM: usize = 1 << 15;
+
+/// A linear layer's weight in panel layout.
+pub(crate) struct Matrix {
+    panels: Buffer,
+    layout: Layout,
+    outputs: usize,
+    inputs: usize,
+}
+
+/// Integer activations of one call: reused between calls, grown when needed.
+#[derive(Default)]
+pub(crate) struct QuantScratch {
+    integers: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl QuantScratch {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        let words = self.scales.capacity() + self.sums.capacity();
+        (self.integers.capacity() + 4 * words) as u64
+    }
+}
+
+/// Grows or shrinks `vec` to `len` zeroed elements without aborting when memory is short.
+pub(crate) fn resize<T: Copy + Default>(vec: &mut Vec<T>, len: usize, what: &str) -> Result<()> {
+    vec.try_reserve_exact(len.saturating_sub(vec.len())).map_err(|_| Error::OutOfMemory {
+        what: what.to_owned(),
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+    })?;
+    vec.resize(len, T::default());
+    Ok(())
+}
+
+/// Bytes of an `(outputs, inputs)` matrix in `layout`; `u64::MAX` beyond that range.
+pub(crate) fn matrix_bytes(outputs: usize, inputs: usize, layout: Layout) -> u64 {
+    let panels = outputs.div_ceil(LANES) as u64;
+    layout.panel_bytes(inputs).map_or(u64::MAX, |bytes| panels.saturating_mul(bytes as u64))
+}
+
+impl Matrix {
+    /// Reads and packs a weight, a panel per thread at a time.
+    ///
+    /// # Errors
+    /// Those of the source, and [`Error::OutOfMemory`].
+    pub(crate) fn pack(pool: &Pool, source: &dyn RowSource, layout: Layout) -> Result<Self> {
+        let (outputs, inputs) = source.shape();
+        let what = || format!("weight {:?}", source.name());
+        let bytes = usize::try_from(matrix_bytes(outputs, inputs, layout)).unwrap_or(usize::MAX);
+        let mut panels = Buffer::zeroed(bytes, &what())?;
+        let panel_bytes = layout.panel_bytes(inputs).unwrap_or(0);
+        let panel_count = outputs.div_ceil(LANES);
+        fill(pool, panels.bytes_mut(), panel_count, panel_bytes, |range, panels| {
+            let floats = LANES.saturating_mul(inputs);
+            let mut rows = try_vec(floats, &what())?;
+            rows.resize(floats, 0.0_f32);
+            for (panel, to) in range.zip(panels.chunks_exact_mut(panel_bytes.max(1))) {
+                let first = panel * LANES;
+                let rows = &mut rows[..LANES.min(outputs - first) * inputs];
+                source.read_rows(first, rows)?;
+                pack_panel(layout, rows, inputs, to);
+            }
+            Ok(())
+        })?;
+        Ok(Self { panels, layout, outputs, inputs })
+    }
+
+    /// `(outputs, inputs)`.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.outputs, self.inputs)
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.layout.steps(self.inputs) * self.layout.step_bytes()
+    }
+}
+
+/// What a thread needs of one call.
+struct Call<'a> {
+    kernels: Kernels,
+    matrix: &'a Matrix,
+    x: &'a [f32],
+    rows: usize,
+    quant: &'a QuantScratch,
+    bias: Option<&'a [f32]>,
+    activation: Option<Activation>,
+    out: Shared<f32>,
+}
+
+/// `out[r] = activation(matrix x[r] + bias)` for `rows` rows.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] when the integer activations do not fit.
+///
+/// # Panics
+/// When `x`, `bias` or `out` do not have the matrix's shape: a defect of the caller.
+#[allow(clippy::too_many_arguments, reason = "operands of one fused operation")]
+pub(crate) fn linear(
+    kernels: Kernels,
+    pool: &Pool,
+    matrix: &Matrix,
+    x: &[f32],
+    rows: usize,
+    bias: Option<&[f32]>,
+    activation: Option<Activation>,
+    out: &mut [f32],
+    quant: &mut QuantScratch,
+) -> Result<()> {
+    assert_eq!(Some(x.len()), rows.checked_mul(matrix.inputs));
+    assert_eq!(Some(out.len()), rows.checked_mul(matrix.outputs));
+    assert!(bias.is_none_or(|bias| bias.len() == matrix.outputs));
+    if rows == 0 {
+        return Ok(());
+    }
+    if matrix.layout.quantized() {
+        quantize(kernels, pool, x, rows, matrix.inputs, quant)?;
+    }
+    let group = panels_at_once(rows);
+    let panels = matrix.outputs.div_ceil(LANES);
+    let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
+    let out = Shared::new(out);
+    let call = Call { kernels, matrix, x, rows, quant, bias, activation, out };
+    pool.run(panels.div_ceil(group), work >= PARALLEL_FROM, |_, range| {
+        let mut acc = [0.0; ROW_CHUNK * LANES];
+        for g in range {
+            let first = g * group;
+            call.panels(first, group.min(panels - first), &mut acc);
+        }
+    });
+    Ok(())
+}
+
+/// Panels that a tile of few rows takes, to keep enough sums in flight.
+fn panels_at_once(rows: usize) -> usize {
+    match rows {
+        0 | 1 => 4,
+        2 => 2,
+        _ => 1,
+    }
+}
+
+fn quantize(
+    kernels: Kernels,
+    pool: &Pool,
+    x: &[f32],
+    rows: usize,
+    inputs: usize,
+    quant: &mut QuantScratch,
+) -> Result<()> {
+    let blocks = inputs.div_ceil(QUANT_BLOCK);
+    let all = rows.saturating_mul(blocks);
+    resize(&mut quant.integers, all.saturating_mul(QUANT_BLOCK), "integer activations")?;
+    resize(&mut quant.scales, all, "integer activations")?;
+    resize(&mut quant.sums, all, "integer activations")?;
+    let integers = Shared::new(&mut quant.integers);
+    let (scales, sums) = (Shared::new(&mut quant.scales), Shared::new(&mut quant.sums));
+    pool.run(rows, x.len() >= PARALLEL_FROM, |_, range| {
+        for r in range {
+            // SAFETY: row `r` of each buffer exists and is in this range only.
+            let (integers, scales, sums) = unsafe {
+                use std::slice::from_raw_parts_mut;
+                let at = r * blocks;
+                (
+                    from_raw_parts_mut(integers.get().add(at * QUANT_BLOCK), blocks * QUANT_BLOCK),
+                    from_raw_parts_mut(scales.get().add(at), blocks),
+                    from_raw_parts_mut(sums.get().add(at), blocks),
+                )
+            };
+            kernels.quantize_row(&x[r * inputs..(r + 1) * inputs], integers, scales, sums);
+        }
+    });
+    Ok(())
+}
+
+impl Call<'_> {
+    /// All rows of `count` panels from panel `first` on.
+    fn panels(&self, first: usize, count: usize, acc: &mut [f32; ROW_CHUNK * LANES]) {
+        // Several panels only come with as few rows as fit: see `panels_at_once`.
+        for start in (0..self.rows).step_by(ROW_CHUNK) {
+            let rows = ROW_CHUNK.min(self.rows - start);
+            let used = &mut acc[..rows * count * LANES];
+            used.fill(0.0);
+            if self.matrix.layout.quantized() {
+                self.integer_rows(first, count, start, rows, used);
+            } else {
+                self.float_rows(first, count, start, rows, used);
+            }
+            self.finish(first, count, start, rows, used);
+        }
+    }
+
+    fn float_rows(&self, first: usize, count: usize, start: usize, rows: usize, acc: &mut [f32]) {
+        let (table, layout) = (self.kernels.table(), self.matrix.layout);
+        let inputs = self.matrix.inputs;
+        let direct = rows <= table.float_rows;
+        // 16-bit weights that serve many rows are widened once, not once a tile: same values.
+        let widen = match layout {
+            Layout::F16 if rows > 2 * table.float_rows => Some(table.widen_f16),
+            Layout::Bf16 if rows > 2 * table.float_rows => Some(table.widen_bf16),
+            _ => None,
+        };
+        let mut wide = std::mem::MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
+        let kernel = match layout {
+            Layout::F16 if widen.is_none() => table.tile_f16,
+            Layout::Bf16 if widen.is_none() => table.tile_bf16,
+            _ => table.tile_f32,
+        };
+        let slice = if direct { inputs.max(1) } else { K_SLICE };
+        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
+        for k in (0..inputs).step_by(slice) {
+            let steps = slice.min(inputs - k);
+            // SAFETY: step `k + steps` is within the panel; `wide` holds a slice. Rows and panels
+            // of each tile exist (`linear` checked the lengths), `acc` holds rows * count * 16.
+            unsafe {
+                let mut w = panel.add(k * layout.step_bytes());
+                if let Some(widen) = widen {
+                    widen(w, wide.as_mut_ptr().cast(), steps);
+                    w = wide.as_ptr().cast();
+                }
+                for_each_tile(rows, table.float_rows, |row, rows| {
+                    kernel(&Tile {
+                        rows,
+                        panels: count,
+                        k: steps,
+                        x: self.x.as_ptr().add((start + row) * inputs + k),
+                        x_stride: inputs,
+                        w,
+                        w_stride: self.matrix.panel_bytes(),
+                        acc: acc.as_mut_ptr().add(row * count * LANES),
+                    });
+                });
+            }
+        }
+    }
+
+    fn integer_rows(&self, first: usize, count: usize, start: usize, rows: usize, acc: &mut [f32]) {
+        let (table, layout) = (self.kernels.table(), self.matrix.layout);
+        let blocks = layout.steps(self.matrix.inputs);
+        let kernel = match layout {
+            Layout::Q4_0 => table.tile_q4_0,
+            _ => table.tile_q8_0,
+        };
+        let slice =
+            if rows <= table.quant_rows { blocks.max(1) } else { 2 * K_SLICE / QUANT_BLOCK };
+        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
+        for b in (0..blocks).step_by(slice) {
+            for_each_tile(rows, table.quant_rows, |row, rows| {
+                let at = (start + row) * blocks + b;
+                // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
+                // `acc` holds rows * count * 16.
+                unsafe {
+                    kernel(&QuantTile {
+                        rows,
+                        panels: count,
+                        blocks: slice.min(blocks - b),
+                        x: self.quant.integers.as_ptr().add(at * QUANT_BLOCK),
+                        scales: self.quant.scales.as_ptr().add(at),
+                        sums: self.quant.sums.as_ptr().add(at),
+                        x_stride: blocks,
+                        w: panel.add(b * layout.step_bytes()),
+                        w_stride: self.matrix.panel_bytes(),
+                        acc: acc.as_mut_ptr().add(row * count * LANES),
+                    });
+                }
+            });
+        }
+    }
+
+    /// Adds the bias, applies the activation, and writes the columns that exist.
+    fn finish(&self, first: usize, count: usize, start: usize, rows: usize, acc: &[f32]) {
+        let outputs = self.matrix.outputs;
+        for p in 0..count {
+            let column = (first + p) * LANES;
+            let columns = LANES.min(outputs - column);
+            let mut bias = [0.0; LANES];
+            if let Some(all) = self.bias {
+                bias[..columns].copy_from_slice(&all[column..column + columns]);
+            }
+            for r in 0..rows {
+                let (groups, _) = acc[(r * count + p) * LANES..].as_chunks::<LANES>();
+                let Some(acc) = groups.first() else { continue };
+                // SAFETY: row and columns are inside `out` (`linear` checked its length), and no
+                // other thread has this panel; the table's instructions are there.
+                unsafe {
+                    let to = self.out.get().add((start + r) * outputs + column);
+                    let to = std::slice::from_raw_parts_mut(to, columns);
+                    (self.kernels.table().finish)(acc, &bias, self.activation, to);
+                }
+            }
+        }
+    }
+}
+
+/// Splits `rows` into as few tiles of at most `most` as possible, of nearly even size.
+fn for_each_tile(rows: usize, most: usize, mut tile: impl FnMut(usize, usize)) {
+    let tiles = rows.div_ceil(most);
+    let mut row = 0;
+    for i in 0..tiles {
+        let size = (rows - row).div_ceil(tiles - i);
+        tile(row, size);
+        row += size;
+    }
+}

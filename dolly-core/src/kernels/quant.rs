@@ -1,0 +1,185 @@
+//! Blocks of 32 integers with one scale: how weights and activations are rounded, and the portable
+//! product of both.
+//!
+//! For every row r, panel p and lane c, block by block from left to right:
+//!
+//! ```text
+//! acc[r][p][c] = acc[r][p][c] + (d_x[r][b] * d_w[p][b][c]) * sum_k x[r][b][k] w[p][b][k][c]
+//! ```
+//!
+//! The sum over k is of integers and exact in any order; the sum over blocks is f32 in order.
+
+use half::f16;
+
+use super::portable::f16_to_f32;
+use super::vector::LANES;
+
+/// Elements along K that share a scale.
+pub(crate) const QUANT_BLOCK: usize = 32;
+
+/// Largest magnitude and the value that has it; NaN never wins.
+fn extreme(block: &[f32; QUANT_BLOCK]) -> (f32, f32) {
+    block.iter().fold(
+        (0.0, 0.0),
+        |(most, value), &x| {
+            if x.abs() > most { (x.abs(), x) } else { (most, value) }
+        },
+    )
+}
+
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// One Q8_0 block as ggml rounds it (`quantize_row_q8_0_ref`): d = max|x| / 127 kept in f16, ties
+/// away from zero.
+pub(crate) fn quantize_q8_0(block: &[f32; QUANT_BLOCK]) -> (f16, [i8; QUANT_BLOCK]) {
+    let scale = extreme(block).0 / 127.0;
+    let inverse = inverse(scale);
+    // Casts saturate, and make NaN 0.
+    (f16::from_f32(scale), block.map(|x| (x * inverse).round() as i8))
+}
+
+/// One Q4_0 block as ggml rounds it (`quantize_row_q4_0_ref`): d = (the x of largest |x|) / -8, so
+/// that one end of [-8, 7] is met exactly; stored with 8 added.
+pub(crate) fn quantize_q4_0(block: &[f32; QUANT_BLOCK]) -> (f16, [u8; QUANT_BLOCK]) {
+    let scale = extreme(block).1 / -8.0;
+    let inverse = inverse(scale);
+    (f16::from_f32(scale), block.map(|x| ((x * inverse + 8.5) as u8).min(15)))
+}
+
+/// One row of activations as integers: `(blocks, 32)`, with a scale and a sum for each block.
+pub(super) struct QuantRow<'a> {
+    /// In [-127, 127]; the last block is filled up with zeros.
+    pub integers: &'a mut [i8],
+    /// Scale of each block: max|x| / 127; NaN where the block holds anything not finite.
+    pub scales: &'a mut [f32],
+    /// Sum of each block's integers.
+    pub sums: &'a mut [i32],
+}
+
+/// Below this, 1 / scale would overflow; such blocks are zero.
+pub(super) const TINY: f32 = 1e-30;
+
+/// Rounds a row, ties to even.
+///
+/// # Safety
+/// None needed; unsafe to fit the dispatch table.
+pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
+    let blocks = row.integers.as_chunks_mut::<QUANT_BLOCK>().0;
+    let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums);
+    for (part, ((q, scale), sum)) in x.chunks(QUANT_BLOCK).zip(outputs) {
+        *q = [0; QUANT_BLOCK];
+        let most = part.iter().fold(0, |m, x| (x.to_bits() & 0x7fff_ffff).max(m));
+        let most = f32::from_bits(most);
+        *scale = if most.is_finite() { most / 127.0 } else { f32::NAN };
+        let usable = most.is_finite() && most >= TINY;
+        if most < TINY {
+            *scale = 0.0;
+        }
+        let inverse = if usable { 127.0 / most } else { 0.0 };
+        if usable {
+            for (q, x) in q.iter_mut().zip(part) {
+                *q = (x * inverse).round_ties_even() as i8;
+            }
+        }
+        *sum = q.iter().map(|&q| i32::from(q)).sum();
+    }
+}
+
+/// Operands of one integer micro-kernel call.
+pub(super) struct QuantTile {
+    /// Rows of activations.
+    pub rows: usize,
+    /// Panels of weights.
+    pub panels: usize,
+    /// Blocks along K.
+    pub blocks: usize,
+    /// Integers of row 0.
+    pub x: *const i8,
+    /// Scales of row 0.
+    pub scales: *const f32,
+    /// Block sums of row 0.
+    pub sums: *const i32,
+    /// Blocks from one row to the next: 32 times that in `x`.
+    pub x_stride: usize,
+    /// First block of panel 0.
+    pub w: *const u8,
+    /// Bytes from one panel to the next.
+    pub w_stride: usize,
+    /// `(rows, panels, 16)`, read and written.
+    pub acc: *mut f32,
+}
+
+/// Sum over k of one block for sixteen lanes.
+type Dot = fn(&[u8], &[i8; QUANT_BLOCK], i32) -> [i32; LANES];
+
+/// # Safety
+/// The pointers are valid for what [`QuantTile`] says of them.
+pub(super) unsafe fn tile_q8_0(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { tile::<{ LANES * (2 + QUANT_BLOCK) }>(t, dot_q8_0) }
+}
+
+/// # Safety
+/// The pointers are valid for what [`QuantTile`] says of them.
+pub(super) unsafe fn tile_q4_0(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { tile::<{ LANES * (2 + QUANT_BLOCK / 2) }>(t, dot_q4_0) }
+}
+
+/// # Safety
+/// As [`tile_q8_0`], for blocks of `BYTES` bytes.
+#[inline(always)]
+unsafe fn tile<const BYTES: usize>(t: &QuantTile, dot: Dot) {
+    for r in 0..t.rows {
+        for p in 0..t.panels {
+            // SAFETY: rows, panels and blocks stay below the numbers the caller vouches for.
+            unsafe {
+                let acc = &mut *t.acc.add((r * t.panels + p) * LANES).cast::<[f32; LANES]>();
+                for b in 0..t.blocks {
+                    let at = r * t.x_stride + b;
+                    let x = &*t.x.add(at * QUANT_BLOCK).cast::<[i8; QUANT_BLOCK]>();
+                    let w = &*t.w.add(p * t.w_stride + b * BYTES).cast::<[u8; BYTES]>();
+                    accumulate(acc, *t.scales.add(at), w, dot(&w[2 * LANES..], x, *t.sums.add(at)));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate(acc: &mut [f32; LANES], scale: f32, block: &[u8], sums: [i32; LANES]) {
+    for ((acc, d), sum) in acc.iter_mut().zip(block.as_chunks::<2>().0).zip(sums) {
+        *acc += scale * f16_to_f32(u16::from_ne_bytes(*d)) * sum as f32;
+    }
+}
+
+#[inline(always)]
+fn dot_q8_0(w: &[u8], x: &[i8; QUANT_BLOCK], _sum: i32) -> [i32; LANES] {
+    let mut out = [0; LANES];
+    for (w, x) in w.as_chunks::<{ 4 * LANES }>().0.iter().zip(x.as_chunks::<4>().0) {
+        for (out, w) in out.iter_mut().zip(w.as_chunks::<4>().0) {
+            for (w, x) in w.iter().zip(x) {
+                *out += i32::from(*w as i8) * i32::from(*x);
+            }
+        }
+    }
+    out
+}
+
+#[inline(always)]
+fn dot_q4_0(w: &[u8], x: &[i8; QUANT_BLOCK], sum: i32) -> [i32; LANES] {
+    let mut out = [-8 * sum; LANES];
+    let (low, high) = x.split_at(QUANT_BLOCK / 2);
+    let x = low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0);
+    for (w, (low, high)) in w.as_chunks::<{ 4 * LANES }>().0.iter().zip(x) {
+        for (out, w) in out.iter_mut().zip(w.as_chunks::<4>().0) {
+            for ((w, low), high) in w.iter().zip(low).zip(high) {
+                *out +=
+                    i32::from(*w & 15) * i32::from(*low) + i32::from(*w >> 4) * i32::from(*high);
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,117 @@
+//! Kernels over one row of activations: layer norm, sum, epilogue of a linear layer.
+//!
+//! Rows of any length: whole groups of sixteen, then one group filled up so that the filling
+//! changes nothing. The order of a sum depends on the row's length alone.
+
+use super::math::activate;
+use super::vector::{LANES, Vector};
+use crate::model::Activation;
+
+/// Copies up to sixteen values into a group whose other lanes are `fill`.
+#[inline(always)]
+fn group(values: &[f32], fill: f32) -> [f32; LANES] {
+    let mut out = [fill; LANES];
+    for (to, from) in out.iter_mut().zip(values) {
+        *to = *from;
+    }
+    out
+}
+
+/// `out = (x - mean) / sqrt(variance + eps) * weight + bias`, mean first, then the mean square
+/// deviation (two passes: the one-pass formula cancels).
+///
+/// # Safety
+/// As [`Vector::splat`]. All slices have the length of `x` (else the shortest counts).
+#[inline(always)]
+pub(super) unsafe fn layer_norm<V: Vector>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    let (groups, tail) = x.as_chunks::<LANES>();
+    let count = x.len() as f32;
+    // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
+    unsafe {
+        let mut sum = V::splat(0.0);
+        for g in groups {
+            sum = sum.add(V::load(g.as_ptr()));
+        }
+        let mean = sum.add(V::load(group(tail, 0.0).as_ptr())).sum() / count;
+        let mean_lanes = V::splat(mean);
+        let mut square = V::splat(0.0);
+        for g in groups {
+            let d = V::load(g.as_ptr()).sub(mean_lanes);
+            square = d.mul_add(d, square);
+        }
+        let d = V::load(group(tail, mean).as_ptr()).sub(mean_lanes);
+        // An empty tail must not meet `inf - inf`.
+        let square = if tail.is_empty() { square } else { d.mul_add(d, square) };
+        let scale = V::splat(1.0 / (square.sum() / count + eps).sqrt());
+        let normalise = |x: V, w: V, b: V| x.sub(mean_lanes).mul(scale).mul_add(w, b);
+        let ((w_groups, w_tail), (b_groups, b_tail)) =
+            (weight.as_chunks::<LANES>(), bias.as_chunks::<LANES>());
+        let (out_groups, out_tail) = out.as_chunks_mut::<LANES>();
+        for (((o, x), w), b) in out_groups.iter_mut().zip(groups).zip(w_groups).zip(b_groups) {
+            normalise(V::load(x.as_ptr()), V::load(w.as_ptr()), V::load(b.as_ptr()))
+                .store(o.as_mut_ptr());
+        }
+        let last = normalise(
+            V::load(group(tail, 0.0).as_ptr()),
+            V::load(group(w_tail, 0.0).as_ptr()),
+            V::load(group(b_tail, 0.0).as_ptr()),
+        );
+        copy(out_tail, &last.to_array());
+    }
+}
+
+/// `x += y`, over the shorter of both.
+///
+/// # Safety
+/// As [`Vector::splat`].
+#[inline(always)]
+pub(super) unsafe fn add<V: Vector>(x: &mut [f32], y: &[f32]) {
+    let (groups, tail) = x.as_chunks_mut::<LANES>();
+    let (y_groups, y_tail) = y.as_chunks::<LANES>();
+    // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
+    unsafe {
+        for (x, y) in groups.iter_mut().zip(y_groups) {
+            V::load(x.as_ptr()).add(V::load(y.as_ptr())).store(x.as_mut_ptr());
+        }
+    }
+    for (x, y) in tail.iter_mut().zip(y_tail) {
+        *x += y;
+    }
+}
+
+/// `out = act(acc + bias)` for the columns of one panel that exist (`out.len() <= 16`).
+///
+/// # Safety
+/// As [`Vector::splat`].
+#[inline(always)]
+pub(super) unsafe fn finish<V: Vector>(
+    acc: &[f32; LANES],
+    bias: &[f32; LANES],
+    activation: Option<Activation>,
+    out: &mut [f32],
+) {
+    // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
+    unsafe {
+        let mut y = V::load(acc.as_ptr()).add(V::load(bias.as_ptr()));
+        if let Some(activation) = activation {
+            y = activate(y, activation);
+        }
+        match out.as_chunks_mut::<LANES>() {
+            ([whole], []) => y.store(whole.as_mut_ptr()),
+            _ => copy(out, &y.to_array()),
+        }
+    }
+}
+
+#[inline(always)]
+fn copy(to: &mut [f32], from: &[f32; LANES]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+}

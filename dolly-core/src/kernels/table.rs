@@ -1,0 +1,191 @@
+//! One table of kernels per instruction set, and the choice of one.
+
+use super::attend::{self, Attend};
+use super::portable::Portable;
+use super::quant::{self, QuantRow, QuantTile};
+use super::rows;
+use super::tile::{self, Bf16, F16, F32, Tile};
+use super::vector::{LANES, Vector};
+use crate::error::{Error, Result};
+use crate::model::Activation;
+
+/// Kernels of one instruction set.
+///
+/// Every function needs the set's instructions; a table is reachable only through [`Kernels`],
+/// which checks for them. New sets add a table: nothing else changes.
+pub(super) struct Table {
+    /// Name of the set in `DOLLY_FORCE_ISA` and the log.
+    pub name: &'static str,
+    /// Whether this CPU has the instructions.
+    pub available: fn() -> bool,
+    /// Most rows a float tile takes.
+    pub float_rows: usize,
+    /// Most rows an integer tile takes.
+    pub quant_rows: usize,
+    pub tile_f32: unsafe fn(&Tile),
+    pub tile_f16: unsafe fn(&Tile),
+    pub tile_bf16: unsafe fn(&Tile),
+    pub tile_q8_0: unsafe fn(&QuantTile),
+    pub tile_q4_0: unsafe fn(&QuantTile),
+    pub widen_f16: unsafe fn(*const u8, *mut f32, usize),
+    pub widen_bf16: unsafe fn(*const u8, *mut f32, usize),
+    pub quantize_row: for<'a> unsafe fn(&'a [f32], QuantRow<'a>),
+    pub layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
+    pub add: unsafe fn(&mut [f32], &[f32]),
+    pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
+    pub attend: unsafe fn(&Attend),
+}
+
+/// Instantiates the shared bodies for a vector type inside functions that carry `$features`.
+macro_rules! table {
+    ($module:ident, $vector:ty, [$(#[$features:meta])*], { $($field:ident: $value:expr),* $(,)? }) => {
+        mod $module {
+            use super::*;
+            table!(@stamp $vector, [$(#[$features])*]
+                tile_f32(t: &Tile) => tile::run::<V, F32>(t);
+                tile_f16(t: &Tile) => tile::run::<V, F16>(t);
+                tile_bf16(t: &Tile) => tile::run::<V, Bf16>(t);
+                widen_f16(from: *const u8, to: *mut f32, n: usize) => tile::widen::<V, F16>(from, to, n);
+                widen_bf16(from: *const u8, to: *mut f32, n: usize) => tile::widen::<V, Bf16>(from, to, n);
+                layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32])
+                    => rows::layer_norm::<V>(x, w, b, eps, out);
+                add(x: &mut [f32], y: &[f32]) => rows::add::<V>(x, y);
+                finish(acc: &[f32; LANES], bias: &[f32; LANES], act: Option<Activation>, out: &mut [f32])
+                    => rows::finish::<V>(acc, bias, act, out);
+                attend(a: &Attend) => attend::run::<V>(a);
+            );
+            pub(super) static TABLE: Table = Table {
+                tile_f32, tile_f16, tile_bf16, widen_f16, widen_bf16, layer_norm, add, finish, attend,
+                $($field: $value),*
+            };
+        }
+    };
+    (@stamp $vector:ty, $features:tt
+        $($name:ident($($arg:ident: $type:ty),*) => $body:expr;)*) => {
+        type V = $vector;
+        $(table!(@function $features $name($($arg: $type),*) => $body);)*
+    };
+    (@function [$(#[$features:meta])*] $name:ident($($arg:ident: $type:ty),*) => $body:expr) => {
+        $(#[$features])*
+        unsafe fn $name($($arg: $type),*) {
+            // SAFETY: this function has the features of `V`; its caller vouches for the operands.
+            unsafe { $body }
+        }
+    };
+}
+
+table!(portable_table, Portable, [], {
+    name: "portable",
+    available: || true,
+    float_rows: 2,
+    quant_rows: 4,
+    tile_q8_0: quant::tile_q8_0,
+    tile_q4_0: quant::tile_q4_0,
+    quantize_row: quant::quantize_row,
+});
+
+#[cfg(target_arch = "x86_64")]
+table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fma,f16c")]], {
+    name: "avx2",
+    available: || {
+        std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c")
+    },
+    float_rows: 6,
+    quant_rows: 4,
+    tile_q8_0: super::super::avx2_quant::tile_q8_0,
+    tile_q4_0: super::super::avx2_quant::tile_q4_0,
+    quantize_row: super::super::avx2_quant::quantize_row,
+});
+
+/// Every table of this build, best last.
+#[cfg(target_arch = "x86_64")]
+static TABLES: [&Table; 2] = [&portable_table::TABLE, &avx2_table::TABLE];
+/// Every table of this build, best last.
+#[cfg(not(target_arch = "x86_64"))]
+static TABLES: [&Table; 1] = [&portable_table::TABLE];
+
+/// The kernels of one instruction set that this CPU has.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels(&'static Table);
+
+impl Kernels {
+    /// The best set this CPU has, or the one named.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] when the name is unknown or the CPU lacks the set.
+    pub(crate) fn select(forced: Option<&str>) -> Result<Self> {
+        let chosen = match forced {
+            None => TABLES.iter().rev().find(|table| (table.available)()),
+            Some(name) => {
+                let table = TABLES.iter().find(|table| table.name.eq_ignore_ascii_case(name));
+                let table = table.ok_or_else(|| not_allowed(name.to_owned()))?;
+                if !(table.available)() {
+                    return Err(not_allowed(format!("{name} (this CPU lacks it)")));
+                }
+                Some(table)
+            }
+        };
+        chosen.map(|table| Self(table)).ok_or_else(|| not_allowed("nothing".to_owned()))
+    }
+
+    /// Names of the sets that this build has and this CPU can or cannot run.
+    #[cfg(test)]
+    pub(crate) fn sets() -> Vec<(&'static str, bool)> {
+        TABLES.iter().map(|table| (table.name, (table.available)())).collect()
+    }
+
+    /// The set's name.
+    pub(crate) fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// The functions; calling them is unsafe for their operands only, the CPU is checked.
+    pub(super) fn table(self) -> &'static Table {
+        self.0
+    }
+
+    /// Normalises a row; see [`Backend::layer_norm`](crate::backend::Backend::layer_norm).
+    pub(crate) fn layer_norm(self, x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(w.len() == x.len() && b.len() == x.len() && out.len() == x.len());
+        // SAFETY: the table's instructions are there; the lengths agree.
+        unsafe { (self.0.layer_norm)(x, w, b, eps, out) }
+    }
+
+    /// `x += y`.
+    pub(crate) fn add(self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: the table's instructions are there; the lengths agree.
+        unsafe { (self.0.add)(x, y) }
+    }
+
+    /// Rounds a row of `x.len()` activations to whole blocks of integers.
+    pub(crate) fn quantize_row(
+        self,
+        x: &[f32],
+        integers: &mut [i8],
+        scales: &mut [f32],
+        sums: &mut [i32],
+    ) {
+        let blocks = x.len().div_ceil(quant::QUANT_BLOCK);
+        assert!(integers.len() / quant::QUANT_BLOCK == blocks && integers.len() % 32 == 0);
+        assert!(scales.len() == blocks && sums.len() == blocks);
+        // SAFETY: the table's instructions are there; the lengths agree.
+        unsafe { (self.0.quantize_row)(x, QuantRow { integers, scales, sums }) }
+    }
+}
+
+fn not_allowed(value: String) -> Error {
+    Error::option("DOLLY_FORCE_ISA", value, "portable, or avx2 where the CPU has it, or unset")
+}
+
+const _: () = {
+    // The bodies rely on a vector being exactly sixteen floats.
+    const fn sixteen<V: Vector>() {
+        assert!(size_of::<V>() == 4 * LANES);
+    }
+    sixteen::<Portable>();
+    #[cfg(target_arch = "x86_64")]
+    sixteen::<super::avx2::Avx2>();
+};

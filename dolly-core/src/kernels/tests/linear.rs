@@ -1,0 +1,188 @@
+//! The linear layer: values, invariance, special numbers.
+
+use half::{bf16, f16};
+
+use super::{Numbers, Rows, bits, pool, sets};
+use crate::kernels::linear::{Matrix, QuantScratch, linear};
+use crate::kernels::pack::Layout;
+use crate::kernels::pool::Pool;
+use crate::kernels::table::Kernels;
+
+const LAYOUTS: [Layout; 5] = [Layout::F32, Layout::F16, Layout::Bf16, Layout::Q8_0, Layout::Q4_0];
+
+fn product(kernels: Kernels, pool: &Pool, matrix: &Matrix, x: &[f32], rows: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; rows * matrix.shape().0];
+    let mut quant = QuantScratch::default();
+    linear(kernels, pool, matrix, x, rows, None, None, &mut out, &mut quant).unwrap();
+    out
+}
+
+/// What a layout keeps of a row, from the formats' definitions (ggml's `block_q8_0`, `block_q4_0`).
+fn kept(layout: Layout, row: &[f32]) -> Vec<f64> {
+    let block = |x: &[f32], quantize: &dyn Fn(f32, f32) -> f32, divisor: f32| -> Vec<f64> {
+        let extreme = x.iter().fold(0.0_f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+        let extreme = if divisor > 0.0 { extreme.abs() } else { extreme };
+        let d = extreme / divisor;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        let stored = f64::from(f16::from_f32(d).to_f32());
+        x.iter().map(|x| f64::from(quantize(*x, inverse)) * stored).collect()
+    };
+    match layout {
+        Layout::F32 => row.iter().map(|x| f64::from(*x)).collect(),
+        Layout::F16 => row.iter().map(|x| f16::from_f32(*x).to_f64()).collect(),
+        Layout::Bf16 => row.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
+        Layout::Q8_0 => {
+            row.chunks(32).flat_map(|x| block(x, &|x, i| (x * i).round(), 127.0)).collect()
+        }
+        Layout::Q4_0 => row
+            .chunks(32)
+            .flat_map(|x| block(x, &|x, i| (x * i + 8.5).floor().min(15.0) - 8.0, -8.0))
+            .collect(),
+    }
+}
+
+/// Activations as the integer products see them.
+fn rounded(kernels: Kernels, layout: Layout, x: &[f32], columns: usize) -> Vec<f64> {
+    if !layout.quantized() || columns == 0 {
+        return x.iter().map(|x| f64::from(*x)).collect();
+    }
+    let blocks = columns.div_ceil(32);
+    let mut all = Vec::new();
+    for row in x.chunks(columns) {
+        let (mut q, mut d, mut sums) = (vec![0; blocks * 32], vec![0.0; blocks], vec![0; blocks]);
+        kernels.quantize_row(row, &mut q, &mut d, &mut sums);
+        for (b, q) in q.chunks(32).enumerate() {
+            assert_eq!(sums[b], q.iter().map(|q| i32::from(*q)).sum::<i32>());
+            let most =
+                row[b * 32..columns.min(b * 32 + 32)].iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            assert_eq!(d[b], most / 127.0);
+            for (q, x) in q.iter().zip(&row[b * 32..]) {
+                // Half a step, and the rounding of scale and quotient.
+                assert!((f32::from(*q) * d[b] - x).abs() <= 0.500_02 * d[b], "{q} {x} {}", d[b]);
+            }
+        }
+        let values = q.iter().enumerate().map(|(i, q)| f64::from(*q) * f64::from(d[i / 32]));
+        all.extend(values.take(columns));
+    }
+    all
+}
+
+/// Budget: the f32 sum of K products errs by at most about sqrt(K) + 8 roundings of the sum of
+/// magnitudes (the worst case would be K). Integer products add only a block's two roundings.
+#[test]
+fn products_match_f64() {
+    let shapes = [
+        (1, 1, 1),
+        (1, 16, 16),
+        (1, 15, 31),
+        (1, 17, 33),
+        (2, 64, 32),
+        (3, 65, 100),
+        (1, 200, 1023),
+        (5, 33, 257),
+        (7, 16, 64),
+        (13, 50, 513),
+        (32, 40, 300),
+        (193, 18, 290),
+        (2, 5, 0),
+        (0, 5, 7),
+    ];
+    let pool = pool(2);
+    for kernels in sets() {
+        for layout in LAYOUTS {
+            for (rows, outputs, inputs) in shapes {
+                let mut numbers = Numbers(7);
+                let weight = numbers.normals(outputs * inputs);
+                let x = numbers.normals(rows * inputs);
+                let source = Rows::new(weight.clone(), outputs, inputs);
+                let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                let found = product(kernels, &pool, &matrix, &x, rows);
+                let x = rounded(kernels, layout, &x, inputs);
+                let w: Vec<f64> =
+                    weight.chunks(inputs.max(1)).flat_map(|row| kept(layout, row)).collect();
+                for r in 0..rows {
+                    for n in 0..outputs {
+                        let terms = (0..inputs).map(|k| x[r * inputs + k] * w[n * inputs + k]);
+                        let size: f64 = terms.clone().map(f64::abs).sum();
+                        let expected: f64 = terms.sum();
+                        let budget =
+                            ((inputs as f64).sqrt() + 8.0) * f64::from(f32::EPSILON) * size;
+                        let found = f64::from(found[r * outputs + n]);
+                        assert!(
+                            (found - expected).abs() <= budget,
+                            "{} {layout:?} {rows}x{outputs}x{inputs} [{r}, {n}]: {found} is not \
+                             {expected}",
+                            kernels.name(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_rows_or_threads() {
+    let (outputs, inputs, most) = (103, 600, 200);
+    for kernels in sets() {
+        for layout in LAYOUTS {
+            let mut numbers = Numbers(11);
+            let source = Rows::new(numbers.normals(outputs * inputs), outputs, inputs);
+            let x = numbers.normals(most * inputs);
+            let lone = pool(1);
+            let matrix = Matrix::pack(&lone, &source, layout).unwrap();
+            let expected: Vec<u32> = x
+                .chunks(inputs)
+                .flat_map(|row| bits(&product(kernels, &lone, &matrix, row, 1)))
+                .collect();
+            for threads in 1..=4 {
+                let pool = pool(threads);
+                let packed = Matrix::pack(&pool, &source, layout).unwrap();
+                for rows in (1..=16).chain([31, most]) {
+                    let found = product(kernels, &pool, &packed, &x[..rows * inputs], rows);
+                    assert!(
+                        bits(&found) == expected[..rows * outputs],
+                        "{} {layout:?}: {rows} rows, {threads} threads",
+                        kernels.name(),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn special_numbers_reach_their_outputs_and_no_others() {
+    let (rows, outputs, inputs) = (3, 20, 40);
+    let pool = pool(1);
+    for kernels in sets() {
+        for layout in LAYOUTS {
+            for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let source = Rows::new(vec![1.0; outputs * inputs], outputs, inputs);
+                let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                let mut x = vec![1.0; rows * inputs];
+                x[inputs + 35] = special;
+                let found = product(kernels, &pool, &matrix, &x, rows);
+                for (i, y) in found.iter().enumerate() {
+                    let touched = i / outputs == 1;
+                    assert_eq!(!y.is_finite(), touched, "{} {layout:?} {i}: {y}", kernels.name());
+                    if touched && !layout.quantized() {
+                        assert!(y.to_bits() == special.to_bits() || special.is_nan() && y.is_nan());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_f16_widens_exactly() {
+    for bits in 0..=u16::MAX {
+        let expected = f16::from_bits(bits).to_f32();
+        let found = crate::kernels::portable::f16_to_f32(bits);
+        assert!(
+            found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
+            "{bits:#x}: {found} is not {expected}"
+        );
+    }
+}

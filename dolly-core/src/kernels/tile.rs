@@ -1,0 +1,153 @@
+//! The float micro-kernel: a few rows times a few weight panels.
+//!
+//! For every row r, panel p and lane c, with w in panel layout (`pack`):
+//!
+//! ```text
+//! acc[r][p][c] = acc[r][p][c] + x[r][0] w[p][0][c] + x[r][1] w[p][1][c] + ...
+//! ```
+//!
+//! from left to right, one addition a step. That order is the contract that makes results
+//! independent of how rows and panels are grouped: groupings differ only in which chains advance
+//! side by side. Callers may stop after any k and go on later, since `acc` is exact f32.
+
+use super::vector::{LANES, Vector};
+
+/// Operands of one micro-kernel call.
+pub(super) struct Tile {
+    /// Rows of `x`.
+    pub rows: usize,
+    /// Panels of `w`.
+    pub panels: usize,
+    /// Steps along K.
+    pub k: usize,
+    /// First element of row 0.
+    pub x: *const f32,
+    /// Floats from one row to the next.
+    pub x_stride: usize,
+    /// First step of panel 0.
+    pub w: *const u8,
+    /// Bytes from one panel to the next.
+    pub w_stride: usize,
+    /// `(rows, panels, 16)`, read and written.
+    pub acc: *mut f32,
+}
+
+/// How sixteen weights of one step lie in memory.
+pub(super) trait Weight {
+    /// Bytes of one step.
+    const BYTES: usize;
+    /// # Safety
+    /// As [`Vector::splat`], and `BYTES` bytes are readable at `p`.
+    unsafe fn load<V: Vector>(p: *const u8) -> V;
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+
+impl Weight for F32 {
+    const BYTES: usize = 4 * LANES;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const u8) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load(p.cast()) }
+    }
+}
+
+impl Weight for F16 {
+    const BYTES: usize = 2 * LANES;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const u8) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_f16(p) }
+    }
+}
+
+impl Weight for Bf16 {
+    const BYTES: usize = 2 * LANES;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const u8) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_bf16(p) }
+    }
+}
+
+/// Runs one tile; groupings without an instance of their own go row by row, panel by panel.
+///
+/// # Safety
+/// As [`Vector::splat`]; `x`, `w` and `acc` are valid for what [`Tile`] says of them.
+#[inline(always)]
+pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match (t.rows, t.panels) {
+            (1, 1) => fixed::<V, W, 1, 1>(t),
+            (1, 2) => fixed::<V, W, 1, 2>(t),
+            (1, 3) => fixed::<V, W, 1, 3>(t),
+            (1, 4) => fixed::<V, W, 1, 4>(t),
+            (2, 1) => fixed::<V, W, 2, 1>(t),
+            (2, 2) => fixed::<V, W, 2, 2>(t),
+            (3, 1) => fixed::<V, W, 3, 1>(t),
+            (4, 1) => fixed::<V, W, 4, 1>(t),
+            (5, 1) => fixed::<V, W, 5, 1>(t),
+            (6, 1) => fixed::<V, W, 6, 1>(t),
+            (rows, panels) => {
+                for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
+                    fixed::<V, W, 1, 1>(&Tile {
+                        x: t.x.add(r * t.x_stride),
+                        w: t.w.add(p * t.w_stride),
+                        acc: t.acc.add((r * panels + p) * LANES),
+                        ..*t
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`run`], with `R` rows and `P` panels.
+#[inline(always)]
+unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) {
+    // SAFETY: every offset stays within the rows, panels and steps that the caller vouches for.
+    unsafe {
+        let mut acc = [[V::splat(0.0); P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p] = V::load(t.acc.add((r * P + p) * LANES));
+            }
+        }
+        for k in 0..t.k {
+            let mut w = [acc[0][0]; P];
+            for p in 0..P {
+                w[p] = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
+            }
+            for r in 0..R {
+                let x = V::splat(*t.x.add(r * t.x_stride + k));
+                for p in 0..P {
+                    acc[r][p] = x.mul_add(w[p], acc[r][p]);
+                }
+            }
+        }
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p].store(t.acc.add((r * P + p) * LANES));
+            }
+        }
+    }
+}
+
+/// Widens `steps` steps of a 16-bit panel to f32, exactly.
+///
+/// # Safety
+/// As [`Vector::splat`]; `from` is readable for `steps * W::BYTES` bytes and `to` writable for
+/// `steps * 16` floats.
+#[inline(always)]
+pub(super) unsafe fn widen<V: Vector, W: Weight>(from: *const u8, to: *mut f32, steps: usize) {
+    // SAFETY: the caller's promise; offsets stay below `steps`.
+    unsafe {
+        for k in 0..steps {
+            W::load::<V>(from.add(k * W::BYTES)).store(to.add(k * LANES));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What an instruction set must offer: sixteen f32 lanes and the operations on them.
+//!
+//! Sixteen whatever the register width (two registers under AVX2, one under AVX-512), so that the
+//! order of every sum, and therefore every result bit, is a property of the kernel's source and
+//! not of the machine's registers. The only licence an instruction set takes is whether
+//! [`Vector::mul_add`] rounds once or twice.
+
+/// Lanes of a [`Vector`], columns of a weight panel, and the padding of a cached head.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen f32 lanes.
+///
+/// A value of an implementing type exists only where its instructions do: the constructors
+/// [`load`](Self::load), [`load_f16`](Self::load_f16), [`load_bf16`](Self::load_bf16) and
+/// [`splat`](Self::splat) are unsafe and carry that proof, operations on values are safe. All are
+/// `#[inline(always)]`, which is what compiles them with the features of the kernel they land in.
+///
+/// Sums of lanes add the upper half to the lower, halving 16 → 8 → 4 → 2 → 1.
+pub(crate) trait Vector: Copy {
+    /// All lanes `x`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of the implementing type.
+    unsafe fn splat(x: f32) -> Self;
+    /// Lanes from 16 consecutive floats, any alignment.
+    ///
+    /// # Safety
+    /// As [`splat`](Self::splat), and `p` is readable for 16 floats.
+    unsafe fn load(p: *const f32) -> Self;
+    /// Lanes from 16 consecutive f16, any alignment.
+    ///
+    /// # Safety
+    /// As [`splat`](Self::splat), and `p` is readable for 32 bytes.
+    unsafe fn load_f16(p: *const u8) -> Self;
+    /// Lanes from 16 bf16 in panel order (0 8 1 9 2 10 ...: see `pack`), any alignment.
+    ///
+    /// # Safety
+    /// As [`splat`](Self::splat), and `p` is readable for 32 bytes.
+    unsafe fn load_bf16(p: *const u8) -> Self;
+    /// Writes the lanes to 16 consecutive floats, any alignment.
+    ///
+    /// # Safety
+    /// `p` is writable for 16 floats.
+    unsafe fn store(self, p: *mut f32);
+
+    /// All lanes `x`; the receiver proves the instructions.
+    fn like(self, x: f32) -> Self;
+    /// `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// `self - other`.
+    fn sub(self, other: Self) -> Self;
+    /// `self * other`.
+    fn mul(self, other: Self) -> Self;
+    /// `self / other`.
+    fn div(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once where the instruction set can.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// `self > other ? self : other`: `other` where unordered.
+    fn max(self, other: Self) -> Self;
+    /// `self < other ? self : other`: `other` where unordered.
+    fn min(self, other: Self) -> Self;
+    /// `|self|`.
+    fn abs(self) -> Self;
+    /// `self < limit ? yes : no`: `no` where unordered.
+    fn select_below(self, limit: Self, yes: Self, no: Self) -> Self;
+    /// `2^self` for integral lanes in [-126, 127]; anything, but defined, otherwise.
+    fn exp2_integral(self) -> Self;
+    /// Sum of the lanes.
+    fn sum(self) -> f32;
+    /// Sums of the lanes of four vectors, each in the order of [`sum`](Self::sum).
+    fn sums(vectors: [Self; 4]) -> [f32; 4];
+
+    /// The lanes as an array.
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        // SAFETY: `out` holds 16 floats.
+        unsafe { self.store(out.as_mut_ptr()) };
+        out
+    }
+}

@@ -1,0 +1,137 @@
+//! The network against transformers: `tests/golden/parity`, made by `make_parity.py`.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+use dolly_core::{Error, FinishReason, GenerateOptions, Pipeline, Prompt, WeightFormat};
+use support::{goldens, largest_difference, parity_model, parity_names, parity_pipeline};
+
+/// Position-dependent frequencies cannot be combined with a cache: refused by name.
+const REFUSED: &str = "rope_dynamic";
+
+/// Largest difference of a logit that counts as equal.
+const TOLERANCE: f32 = 1e-4;
+
+fn greedy(tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_new_tokens: tokens, ignore_end: true, ..GenerateOptions::greedy() }
+}
+
+fn check(name: &str, reference: bool) {
+    let pipe = parity_pipeline(name, reference);
+    for golden in goldens(name) {
+        let logits = pipe.logits(&golden.ids).unwrap();
+        let difference = largest_difference(&logits, &golden.logits);
+        let length = golden.ids.len();
+        assert!(difference <= TOLERANCE, "{name}, {length} ids: off by {difference}");
+        let answer = pipe.complete(Prompt::Ids(&golden.ids), &greedy(64)).unwrap();
+        assert_eq!(answer.token_ids, golden.greedy, "{name}, {length} ids");
+        assert_eq!(answer.finish_reason, FinishReason::Length);
+    }
+}
+
+#[test]
+fn logits_and_greedy_tokens_equal_transformers() {
+    for name in parity_names().iter().filter(|name| *name != REFUSED) {
+        check(name, false);
+    }
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn reference_backend_equals_transformers() {
+    for name in parity_names().iter().filter(|name| *name != REFUSED) {
+        check(name, true);
+    }
+}
+
+#[test]
+fn dynamic_rope_scaling_is_refused_by_name() {
+    let directory = parity_model(REFUSED);
+    match Pipeline::from_pretrained(directory.path().to_str().unwrap()) {
+        Err(Error::Config { reason, .. }) => assert!(reason.contains("dynamic"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn cached_decode_equals_full_forward_bit_for_bit() {
+    let pipe = parity_pipeline("standard", false);
+    let golden = &goldens("standard")[2];
+    let options = GenerateOptions { logprobs: Some(0), ..greedy(24) };
+    let answer = pipe.complete(Prompt::Ids(&golden.ids), &options).unwrap();
+    let all = [golden.ids.as_slice(), &answer.token_ids].concat();
+    let vocab = pipe.config().vocab_size;
+    let logits = pipe.logits(&all[..all.len() - 1]).unwrap();
+    let rows = logits.chunks_exact(vocab).skip(golden.ids.len() - 1);
+    for (row, token) in rows.zip(answer.logprobs.unwrap()) {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+        let expected = (f64::from(row[token.id as usize] - max) - sum.ln()) as f32;
+        assert_eq!(token.logprob.to_bits(), expected.to_bits());
+    }
+}
+
+#[test]
+fn batch_and_threads_change_no_bit() {
+    let directory = parity_model("head_dim_80");
+    let id = directory.path().to_str().unwrap().to_owned();
+    let golden = goldens("head_dim_80");
+    let alone = Pipeline::builder(id.as_str()).threads(1).build().unwrap();
+    let expected: Vec<Vec<f32>> = golden.iter().map(|g| alone.logits(&g.ids).unwrap()).collect();
+    let together = Pipeline::builder(id).threads(2).build().unwrap();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..8)
+            .map(|n| {
+                let (pipe, golden) = (together.clone(), &golden[n % golden.len()]);
+                scope.spawn(move || (n, pipe.logits(&golden.ids).unwrap()))
+            })
+            .collect();
+        for worker in workers {
+            let (n, logits) = worker.join().unwrap();
+            let expected = &expected[n % golden.len()];
+            assert!(logits.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    });
+}
+
+/// Largest error of each format against f32, as a share of the logits' spread; measured on the
+/// golden `standard` model and bounded with a margin of about two.
+const FORMATS: [(WeightFormat, f32); 4] = [
+    (WeightFormat::F16, 2e-3),
+    (WeightFormat::Bf16, 2e-2),
+    (WeightFormat::Q8_0, 2e-2),
+    (WeightFormat::Q4_0, 3e-1),
+];
+
+#[test]
+fn every_format_stays_near_f32() {
+    let directory = parity_model("standard");
+    let id = directory.path().to_str().unwrap();
+    let load = |format| Pipeline::builder(id).weights(format).build().unwrap();
+    let ids = &goldens("standard")[2].ids;
+    let exact = load(WeightFormat::F32).logits(ids).unwrap();
+    let spread = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
+    for (format, bound) in FORMATS {
+        let logits = load(format).logits(ids).unwrap();
+        let error: f32 = logits.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum();
+        let error = (error / exact.len() as f32).sqrt() / spread;
+        assert!(error <= bound, "{format}: {error}");
+        assert!(error > 0.0, "{format} changed nothing: was it applied?");
+    }
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn formats_agree_with_candles_own_rounding() {
+    let directory = parity_model("head_dim_80");
+    let id = directory.path().to_str().unwrap();
+    let ids = &goldens("head_dim_80")[2].ids;
+    for format in [WeightFormat::F16, WeightFormat::Bf16] {
+        let load = |reference| {
+            let builder = Pipeline::builder(id).weights(format).reference(reference);
+            builder.build().unwrap().logits(ids).unwrap()
+        };
+        let difference = largest_difference(&load(false), &load(true));
+        assert!(difference <= 1e-4, "{format}: {difference}");
+    }
+}
