@@ -23,7 +23,7 @@ impl Handle for dolly_loader {
     const NAME: &'static str = "dolly_loader";
 }
 
-/// Hears of every tensor loaded: bytes so far, bytes of all, the tensor's name (not
+/// Hears of every tensor loaded: weights so far, weights of the whole model, the tensor's name (not
 /// NUL-terminated, valid during the call).
 ///
 /// Called on the thread inside dolly_pipeline_load, which holds no lock: every function of this

@@ -4,8 +4,21 @@ use std::path::Path;
 
 /// The files of `dolly-ffi/src` that make up the header, in the order of its sections.
 pub const TOPICS: [&str; 15] = [
-    "status", "error", "version", "pointers", "cancel", "loader", "pipeline", "options", "result",
-    "generate", "batch", "stream", "score", "tokenizer", "buffer",
+    "status",
+    "error",
+    "version",
+    "pointers",
+    "cancel",
+    "loader",
+    "pipeline",
+    "options",
+    "result",
+    "generate",
+    "batch",
+    "stream",
+    "score",
+    "tokenizer",
+    "buffer",
 ];
 
 /// The text of `include/dolly.h` for the sources under `root`.
@@ -64,13 +77,23 @@ fn with_headings(crate_dir: &Path, header: &str) -> Result<String, String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// Names of all functions declared in a header's text, in order.
-pub fn functions(header: &str) -> Vec<String> {
-    let open = |line: &str| line.find('(').map(|end| line[..end].to_owned());
-    let starts = header.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_lowercase()));
-    let heads = starts.filter(|line| !line.starts_with("typedef")).filter_map(open);
-    let names = heads.filter_map(|head| {
-        head.rsplit([' ', '*']).next().filter(|n| n.starts_with("dolly_")).map(str::to_owned)
-    });
-    names.collect()
+/// The declarations of all functions in a header's text, in order: `TYPE NAME(PARAMETERS)`, on one
+/// line and single-spaced.
+pub fn declarations(header: &str) -> Vec<String> {
+    let code = without_comments(header);
+    let body = code.split_once("extern \"C\" {").map_or("", |(_, body)| body);
+    let lines = body.lines().filter(|line| !line.starts_with('#'));
+    let code = lines.collect::<Vec<_>>().join(" ");
+    let declarations = code.split(';').map(|text| text.split_whitespace().collect::<Vec<_>>());
+    let declarations = declarations.map(|words| words.join(" "));
+    declarations.filter(|text| text.contains('(')).collect()
+}
+
+fn without_comments(text: &str) -> String {
+    let mut parts = text.split("/*");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(part.split_once("*/").map_or("", |(_, code)| code));
+    }
+    out
 }
