@@ -1,6 +1,7 @@
 //! Stopping requests from other threads and from signal handlers.
 
-use std::ptr::null_mut;
+use std::ptr::{null_mut, without_provenance};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use dolly_core::CancelToken;
 
@@ -8,7 +9,7 @@ use crate::error::dolly_error;
 use crate::guard::guard;
 use crate::handle::{self, Handle};
 use crate::pointers::Out;
-use crate::status::dolly_status;
+use crate::status::{Failure, dolly_status};
 
 /// A flag that stops every request whose options carry it. Freed with dolly_cancel_free.
 pub struct dolly_cancel {
@@ -42,13 +43,49 @@ pub unsafe extern "C" fn dolly_cancel_new(
 /// A generation then ends with DOLLY_FINISH_REASON_CANCELLED and the text so far; calls that give
 /// numbers end with DOLLY_STATUS_CANCELLED.
 ///
-/// From any thread. From a signal handler too: the call neither allocates nor waits. It gives
-/// DOLLY_STATUS_BUSY, and does nothing, when some thread is creating or freeing a handle at that
-/// very moment; outside signal handlers simply call again.
+/// From any thread and from signal handlers: the call neither allocates nor waits. Should another
+/// call be creating or freeing a handle at that very moment, the flag is triggered when that call
+/// is done; DOLLY_STATUS_BUSY, with nothing done, tells that 8 cancels wait for it already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dolly_cancel_trigger(cancel: *const dolly_cancel) -> dolly_status {
     // SAFETY: NULL is allowed as the place of an error.
-    unsafe { guard(null_mut(), || handle::try_with(cancel, CancelToken::cancel)) }
+    unsafe { guard(null_mut(), || trigger(cancel)) }
+}
+
+/// Handles whose flags wait to be triggered until the handle table may be read again; 0 is none.
+static DEFERRED: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+
+fn trigger(cancel: *const dolly_cancel) -> Result<(), Failure> {
+    let now = || handle::try_with(cancel, CancelToken::cancel);
+    let busy = match now() {
+        Err(failure) if failure.status == dolly_status::Busy => failure,
+        outcome => return outcome,
+    };
+    let take = |place: &AtomicUsize| {
+        place.compare_exchange(0, cancel.addr(), Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    };
+    if !DEFERRED.iter().any(take) {
+        return Err(busy);
+    }
+    // Either the table can be read now, or whoever changes it looks for deferred cancels after
+    // this one was noted: the fences here and there order note and look.
+    fence(Ordering::SeqCst);
+    match now() {
+        Err(failure) if failure.status == dolly_status::Busy => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Triggers what was deferred; called after every change of the handle table, its lock released.
+pub(crate) fn deliver_deferred() {
+    fence(Ordering::SeqCst);
+    for place in &DEFERRED {
+        if place.load(Ordering::SeqCst) != 0 {
+            let cancel = without_provenance::<dolly_cancel>(place.swap(0, Ordering::SeqCst));
+            // A flag freed meanwhile needs no trigger.
+            let _ = handle::get(cancel).map(|token| token.cancel());
+        }
+    }
 }
 
 /// Whether the flag was triggered.

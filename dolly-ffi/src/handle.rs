@@ -12,7 +12,7 @@
 
 use std::any::Any;
 use std::ptr::{null_mut, without_provenance_mut};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use crate::guard::guard;
 use crate::status::{Failure, dolly_status};
@@ -55,8 +55,11 @@ fn read() -> RwLockReadGuard<'static, Table> {
     TABLE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write() -> RwLockWriteGuard<'static, Table> {
-    TABLE.write().unwrap_or_else(PoisonError::into_inner)
+/// Changes the table, then delivers the cancels that could not look into it meanwhile.
+fn change<R>(work: impl FnOnce(&mut Table) -> R) -> R {
+    let result = work(&mut TABLE.write().unwrap_or_else(PoisonError::into_inner));
+    crate::cancel::deliver_deferred();
+    result
 }
 
 fn tag<H: Handle>() -> u8 {
@@ -137,7 +140,7 @@ pub(crate) fn insert<H: Handle>(object: H::Object) -> Result<*mut H, Failure> {
 
 /// A new handle to an object that others may hold too.
 pub(crate) fn insert_shared<H: Handle>(object: Arc<H::Object>) -> Result<*mut H, Failure> {
-    write().insert(tag::<H>(), object).map(without_provenance_mut)
+    change(|table| table.insert(tag::<H>(), object)).map(without_provenance_mut)
 }
 
 /// The object of a handle; it lives on while the caller holds it, whoever frees the handle.
@@ -195,7 +198,7 @@ pub(crate) fn remove<H: Handle>(handle: *mut H) -> Result<Option<Arc<H::Object>>
     }
     let address = handle.addr();
     let object = match unpack(address).0 == tag::<H>() {
-        true => write().remove(address),
+        true => change(|table| table.remove(address)),
         false => None,
     };
     let object = object.and_then(|object| object.downcast::<H::Object>().ok());

@@ -80,6 +80,21 @@ fn a_slot_is_retired_after_its_last_generation() {
 }
 
 #[test]
+fn a_cancel_during_a_change_is_delivered_after_it() {
+    use crate::cancel::{dolly_cancel, dolly_cancel_trigger};
+    let token = dolly_core::CancelToken::new();
+    let cancel = insert::<dolly_cancel>(token.clone()).unwrap();
+    change(|_| {
+        // As a signal handler would that interrupts a call which frees a handle.
+        // SAFETY: handles are looked up, never dereferenced.
+        assert_eq!(unsafe { dolly_cancel_trigger(cancel) }, dolly_status::Ok);
+        assert!(!token.is_cancelled());
+    });
+    assert!(token.is_cancelled());
+    free(cancel);
+}
+
+#[test]
 fn threads_free_what_others_use() {
     let handles: Vec<usize> = (0..64).map(|i| apple(&i.to_string()).addr()).collect();
     let freed = std::sync::atomic::AtomicUsize::new(0);
