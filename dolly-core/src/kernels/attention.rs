@@ -1,6 +1,6 @@
 //! Rotary embedding, the cache of keys and values, and attention over a ragged batch.
 
-use super::attend::Attend;
+use super::attend::{Attend, ROWS};
 use super::buffer::Buffer;
 use super::linear::resize;
 use super::pool::{Pool, Shared};
@@ -93,7 +93,8 @@ pub(crate) fn attention(
 ) -> Result<()> {
     let width = check(heads, rotary, qkv, spans, caches, out)?;
     let longest = spans.iter().map(|span| span.position + span.rows).max().unwrap_or(0);
-    let room = 2 * width + longest.next_multiple_of(LANES);
+    let stride = longest.next_multiple_of(LANES);
+    let room = ROWS * (2 * width + stride);
     resize(scratch, pool.threads().saturating_mul(room), "attention scores")?;
     let mut stores = try_vec(spans.len(), "attention spans")?;
     stores.extend(caches.iter_mut().map(|cache| {
@@ -179,29 +180,36 @@ impl Call<'_> {
             self.rotate(part(row, 1), position, &mut keys[to.clone()]);
             values[to].copy_from_slice(part(row, 2));
         }
-        let (query, rest) = scratch.split_at_mut(width);
-        let (result, scores) = rest.split_at_mut(width);
+        let (query, rest) = scratch.split_at_mut(ROWS * width);
+        let (result, scores) = rest.split_at_mut(ROWS * width);
         query.fill(0.0);
-        for row in 0..span.rows {
-            let position = span.position + row;
-            self.rotate(part(row, 0), position, &mut query[..dim]);
-            // SAFETY: keys and values have `position + 1` rows, query and result `width` floats,
-            // scores room for the longest span in whole groups; the instructions are there.
+        for first in (0..span.rows).step_by(ROWS) {
+            let rows = ROWS.min(span.rows - first);
+            let position = span.position + first;
+            for (r, query) in query.chunks_exact_mut(width).take(rows).enumerate() {
+                self.rotate(part(first + r, 0), position + r, &mut query[..dim]);
+            }
+            // SAFETY: keys and values have `position + rows` rows, query and result `rows`, each
+            // row of scores room for the longest span in whole groups; the instructions are there.
             unsafe {
                 (self.kernels.table().attend)(&Attend {
                     query: query.as_ptr(),
+                    rows,
                     keys: keys.as_ptr(),
                     values: values.as_ptr(),
                     width,
                     positions: position + 1,
                     scale: 1.0 / (dim as f32).sqrt(),
                     scores: scores.as_mut_ptr(),
+                    stride: scores.len() / ROWS,
                     out: result.as_mut_ptr(),
                 });
-                let to = (span.first_row + row) * hidden + head * dim;
-                // This row and head of `out` belong to this call of `head` only.
-                std::slice::from_raw_parts_mut(self.out.get().add(to), dim)
-                    .copy_from_slice(&result[..dim]);
+            }
+            for (r, result) in result.chunks_exact(width).take(rows).enumerate() {
+                let to = (span.first_row + first + r) * hidden + head * dim;
+                // SAFETY: inside `out`, and this row and head belong to this call of `head` only.
+                let to = unsafe { std::slice::from_raw_parts_mut(self.out.get().add(to), dim) };
+                to.copy_from_slice(&result[..dim]);
             }
         }
     }

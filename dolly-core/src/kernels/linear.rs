@@ -11,6 +11,8 @@
 //! One row takes four panels at a time (as many independent sums as the CPU's adders need), two
 //! rows two. Slicing K leaves the order of a sum as it is: the accumulators are exact f32.
 
+use std::mem::MaybeUninit;
+
 use super::buffer::Buffer;
 use super::pack::{Layout, pack_panel};
 use super::pool::{Pool, Shared, fill};
@@ -106,6 +108,9 @@ impl Matrix {
     }
 }
 
+/// Room for the sums of one chunk of rows; one row's worth of it is touched for one row.
+type Sums = [MaybeUninit<f32>; ROW_CHUNK * LANES];
+
 /// What a thread needs of one call.
 struct Call<'a> {
     kernels: Kernels,
@@ -152,7 +157,7 @@ pub(crate) fn linear(
     let out = Shared::new(out);
     let call = Call { kernels, matrix, x, rows, quant, bias, activation, out };
     pool.run(panels.div_ceil(group), work >= PARALLEL_FROM, |_, range| {
-        let mut acc = [0.0; ROW_CHUNK * LANES];
+        let mut acc = [MaybeUninit::uninit(); ROW_CHUNK * LANES];
         for g in range {
             let first = g * group;
             call.panels(first, group.min(panels - first), &mut acc);
@@ -205,12 +210,14 @@ fn quantize(
 
 impl Call<'_> {
     /// All rows of `count` panels from panel `first` on.
-    fn panels(&self, first: usize, count: usize, acc: &mut [f32; ROW_CHUNK * LANES]) {
+    fn panels(&self, first: usize, count: usize, acc: &mut Sums) {
         // Several panels only come with as few rows as fit: see `panels_at_once`.
         for start in (0..self.rows).step_by(ROW_CHUNK) {
             let rows = ROW_CHUNK.min(self.rows - start);
             let used = &mut acc[..rows * count * LANES];
-            used.fill(0.0);
+            used.fill(MaybeUninit::new(0.0));
+            // SAFETY: filled in the line above.
+            let used = unsafe { used.assume_init_mut() };
             if self.matrix.layout.quantized() {
                 self.integer_rows(first, count, start, rows, used);
             } else {
@@ -230,7 +237,7 @@ impl Call<'_> {
             Layout::Bf16 if rows > 2 * table.float_rows => Some(table.widen_bf16),
             _ => None,
         };
-        let mut wide = std::mem::MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
+        let mut wide = MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
         let kernel = match layout {
             Layout::F16 if widen.is_none() => table.tile_f16,
             Layout::Bf16 if widen.is_none() => table.tile_bf16,

@@ -13,6 +13,10 @@
 //! One promise shapes all of it: an output element is computed by the same operations in the same
 //! order whatever rows, threads, chunks or batch it is computed with, so results are bit-identical.
 #![allow(unsafe_code)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "constant bounds over several arrays at once: what the compiler unrolls into registers"
+)]
 
 mod attend;
 pub(crate) mod attention;
@@ -37,3 +41,5 @@ mod vector;
 mod tests;
 
 pub(crate) use table::Kernels;
+#[cfg(test)]
+use vector::LANES;

@@ -160,6 +160,10 @@ pub(crate) fn fill(
     work: impl Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync,
 ) -> Result<()> {
     assert_eq!(Some(buffer.len()), items.checked_mul(piece));
+    // Without bytes the number of items is bounded by nothing.
+    if buffer.is_empty() {
+        return Ok(());
+    }
     let base = Shared::new(buffer);
     let failure = Mutex::new(None);
     pool.run(items, true, |_, range| {

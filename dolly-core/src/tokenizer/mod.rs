@@ -3,9 +3,10 @@
 //! The tokenizer of the family is byte-level BPE: text is normalised to NFC, cut at added tokens,
 //! split into words by GPT-2's pattern, and each word's bytes are merged by rank. Files are read
 //! by [`read`] with a closed list of components, because the `tokenizers` crate can be made to
-//! abort by a small file; its BPE and its matching of added tokens then do the work on parts that
-//! are known to be sound. Word splitting is our own ([`words`]): the crate's pattern gives up on
-//! runs of a million blanks and silently merges what follows.
+//! abort by a small file; its vocabulary and its matching of added tokens then work on parts that are
+//! known to be sound. Splitting ([`words`]) and merging ([`merge`]) are our own: the crate's pattern
+//! gives up on runs of a million blanks and silently merges what follows, and long words take too
+//! long.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +16,10 @@ use tokenizers::normalizers::unicode::NFC;
 use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetType};
 
 use crate::error::{Error, Result, try_vec};
+use merge::{Merges, Scratch};
 use parts::Parts;
 
+mod merge;
 mod parts;
 mod read;
 mod stream;
@@ -42,7 +45,9 @@ const MAX_BYTES: u64 = 64 << 20;
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
-    bpe: BPE,
+    /// The vocabulary, without its merges.
+    vocab: BPE,
+    merges: Merges,
     words: regex::Regex,
     /// Added tokens, all matched.
     with_special: AddedVocabulary,
@@ -116,13 +121,14 @@ impl Tokenizer {
         let nfc = parts.nfc.then_some(NFC);
         let vocab =
             parts.tokens.into_iter().enumerate().map(|(id, token)| (token, id as u32)).collect();
-        let bpe = build_bpe(vocab, parts.merges)?;
+        let vocab = vocabulary(vocab)?;
+        let merges = Merges::new(vocab.get_vocab_size(), &checked.merges).map_err(reserve)?;
         let matcher = |encode_special: bool| {
             let tokens = parts.added.iter().map(|added| {
                 AddedToken::from(&added.content, added.special).normalized(added.normalized)
             });
             let mut vocabulary = AddedVocabulary::new();
-            vocabulary.add_tokens(tokens, &bpe, nfc.as_ref()).map_err(|e| e.to_string())?;
+            vocabulary.add_tokens(tokens, &vocab, nfc.as_ref()).map_err(|e| e.to_string())?;
             vocabulary.set_encode_special_tokens(encode_special);
             Ok::<_, String>(vocabulary)
         };
@@ -133,7 +139,8 @@ impl Tokenizer {
         }
         special_tokens.sort_unstable();
         Ok(Self(Arc::new(Inner {
-            bpe,
+            vocab,
+            merges,
             words: words::pattern()?,
             with_special,
             without_special,
@@ -157,7 +164,7 @@ impl Tokenizer {
         let vocabulary = if special { &inner.with_special } else { &inner.without_special };
         let pieces = vocabulary.extract_and_normalize(inner.nfc.as_ref(), text);
         let mut ids = try_vec(text.len() / 4, "token ids")?;
-        let mut word = String::new();
+        let mut word = Scratch::default();
         let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::None);
         for (piece, _, tokens) in splits {
             match tokens {
@@ -172,7 +179,7 @@ impl Tokenizer {
     fn encode_piece(
         &self,
         piece: &str,
-        word: &mut String,
+        word: &mut Scratch,
         special: bool,
         ids: &mut Vec<u32>,
     ) -> Result<()> {
@@ -183,12 +190,14 @@ impl Tokenizer {
             text = &prefixed;
         }
         for part in words::split(&self.0.words, text) {
-            words::to_byte_chars(part, word);
-            let tokens = self.0.bpe.tokenize(word).map_err(|e| Error::Internal(e.to_string()))?;
-            for token in tokens {
-                match !special && self.is_special(token.id) {
-                    true => self.spell_out(token.id, ids),
-                    false => ids.push(token.id),
+            word.ids.clear();
+            let bytes = part.bytes().map(|byte| self.0.byte_ids[usize::from(byte)]);
+            word.ids.extend(bytes.flatten());
+            self.0.merges.apply(word)?;
+            for id in &word.ids {
+                match !special && self.is_special(*id) {
+                    true => self.spell_out(*id, ids),
+                    false => ids.push(*id),
                 }
             }
         }
@@ -247,7 +256,7 @@ impl Tokenizer {
 
     /// The id of a token, spelled as in the file (`Ġthe`, `### End`).
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.0.bpe.token_to_id(token)
+        self.0.vocab.token_to_id(token)
     }
 
     /// Whether `id` is a special token: framing, never text.
@@ -266,12 +275,9 @@ impl Tokenizer {
     }
 }
 
-/// The crate's BPE without its cache: that cache is kept per thread and never freed, so it would
-/// grow with every tokenizer loaded, and it would let one caller's words be timed by another.
-fn build_bpe(
-    vocab: tokenizers::models::bpe::Vocab,
-    merges: Vec<(String, String)>,
-) -> Result<BPE, String> {
-    let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0);
+/// The crate's model as a vocabulary. Its cache is off: it is kept per thread and never freed, so it
+/// would grow with every tokenizer loaded.
+fn vocabulary(vocab: tokenizers::models::bpe::Vocab) -> Result<BPE, String> {
+    let builder = BPE::builder().vocab_and_merges(vocab, Vec::new()).cache_capacity(0);
     builder.build().map_err(|error| error.to_string())
 }

@@ -41,6 +41,8 @@ pub(super) struct Checked {
     pub is_special: Vec<bool>,
     pub is_added: Vec<bool>,
     pub byte_ids: [Option<u32>; 256],
+    /// Left, right and joined id, best first.
+    pub merges: Vec<(u32, u32, u32)>,
 }
 
 impl Parts {
@@ -79,33 +81,36 @@ impl Parts {
             }
         }
         let base = |token: &str| ids.get(token).copied().filter(|id| *id < self.base);
-        self.check_merges(base)?;
+        let merges = self.check_merges(base)?;
         let (is_special, is_added) = self.check_added()?;
         let byte_ids = words::BYTE_CHARS.map(|c| {
             let mut buffer = [0; 4];
             base(c.encode_utf8(&mut buffer)).map(|id| id as u32)
         });
         check_bytes(&byte_ids, &is_special)?;
-        Ok(Checked { is_special, is_added, byte_ids })
+        Ok(Checked { is_special, is_added, byte_ids, merges })
     }
 
-    fn check_merges(&self, base: impl Fn(&str) -> Option<usize>) -> Result<(), String> {
+    fn check_merges(
+        &self,
+        base: impl Fn(&str) -> Option<usize>,
+    ) -> Result<Vec<(u32, u32, u32)>, String> {
         if self.merges.len() > MAX_IDS {
             return Err(format!("{} merges; at most {MAX_IDS}", self.merges.len()));
         }
+        let mut merges = Vec::with_capacity(self.merges.len());
         let mut joined = String::new();
         for (rank, (left, right)) in self.merges.iter().enumerate() {
             joined.clear();
             joined.push_str(left);
             joined.push_str(right);
-            for token in [left, right, &joined] {
-                if base(token).is_none() {
-                    let token = quote(token);
-                    return Err(format!("merge {rank}: {token} is not in the vocabulary"));
-                }
-            }
+            let id = |token: &str| {
+                let missing = || format!("merge {rank}: {} is not in the vocabulary", quote(token));
+                base(token).map(|id| id as u32).ok_or_else(missing)
+            };
+            merges.push((id(left)?, id(right)?, id(&joined)?));
         }
-        Ok(())
+        Ok(merges)
     }
 
     fn check_added(&self) -> Result<(Vec<bool>, Vec<bool>), String> {

@@ -63,12 +63,6 @@ pub(super) fn append_token_bytes(token: &str, is_added: bool, out: &mut Vec<u8>)
     }
 }
 
-/// Spells the bytes of `text` in the alphabet, into `out`.
-pub(super) fn to_byte_chars(text: &str, out: &mut String) {
-    out.clear();
-    out.extend(text.bytes().map(|byte| BYTE_CHARS[usize::from(byte)]));
-}
-
 /// GPT-2's pattern (`encoder.py`) but for its look-ahead, which [`split`] adds.
 pub(super) fn pattern() -> Result<Regex, String> {
     Regex::new(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+")

@@ -76,7 +76,10 @@ impl Checkpoint {
     pub fn open(files: &ModelFiles) -> Result<Self> {
         match files {
             ModelFiles::Directory { config, weights, index, .. } => {
-                let place = config.parent().unwrap_or(config);
+                let place = match config.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    _ => Path::new("."),
+                };
                 Self::open_directory(place, weights, index.as_deref())
             }
             ModelFiles::Gguf { file, .. } => Self::open_gguf(file),
@@ -152,6 +155,7 @@ impl Checkpoint {
                 && first.name == second.name
             {
                 let reason = "stands twice, with and without the prefix of its family";
+                let place = files.get(second.file).map_or(&*place, DataFile::path);
                 return Err(Error::tensor(place, first.name.as_str(), reason));
             }
         }

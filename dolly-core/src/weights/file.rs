@@ -112,9 +112,11 @@ pub(crate) fn block_bytes(elements: u64, block: (usize, usize)) -> Option<u64> {
     (elements / weights).checked_mul(bytes)
 }
 
-/// Product of the dimensions, `None` on overflow.
+/// Product of the dimensions, `None` on overflow, also where a zero would hide it.
 pub(crate) fn elements(shape: &[usize]) -> Option<u64> {
-    shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64))
+    let dims = shape.iter().map(|&dim| dim as u64);
+    let product = dims.clone().try_fold(1u64, |product, dim| product.checked_mul(dim.max(1)))?;
+    Some(if dims.min() == Some(0) { 0 } else { product })
 }
 
 /// Refuses ranges that overlap; `(start, end, name)` in any order.

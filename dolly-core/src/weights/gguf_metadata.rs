@@ -49,6 +49,14 @@ impl GgufValue {
     }
 }
 
+/// The text of a string.
+fn string(value: &GgufValue) -> Option<&str> {
+    match value {
+        GgufValue::Str(text) => Some(text),
+        _ => None,
+    }
+}
+
 /// The metadata of a GGUF file.
 ///
 /// Every `get_*` returns `None` for a missing key and [`Error::Config`], naming file and key, for
@@ -107,21 +115,14 @@ impl GgufMetadata {
 
     /// A string.
     pub fn get_str(&self, key: &str) -> Result<Option<&str>> {
-        self.typed(key, "a string", |value| match value {
-            GgufValue::Str(text) => Some(text.as_str()),
-            _ => None,
-        })
+        self.typed(key, "a string", string)
     }
 
     /// An array whose elements are all strings.
     pub fn get_array_of_strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.typed(key, "an array of strings", |value| {
             let GgufValue::Array(elements) = value else { return None };
-            let text = |element| match element {
-                &GgufValue::Str(ref text) => Some(text.as_str()),
-                _ => None,
-            };
-            elements.iter().map(text).collect()
+            elements.iter().map(string).collect()
         })
     }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 
+mod atomic;
 mod checkpoint;
 mod dequantize;
 mod file;
@@ -15,15 +16,26 @@ mod gguf;
 mod gguf_metadata;
 mod index;
 mod names;
-pub(crate) use names::from_gguf as canonical_gguf_name;
 mod pickle;
+mod quantize;
 mod safetensors;
 mod torch;
+mod write;
+mod write_gguf;
+mod write_safetensors;
 mod zip;
+
+#[cfg(test)]
+mod tests;
 
 pub use checkpoint::{Checkpoint, TensorInfo, TensorReader};
 pub use gguf_metadata::{GgufMetadata, GgufValue};
-pub(crate) use index::safe_file_name;
+pub use quantize::{quantize_q4_0, quantize_q8_0};
+pub use write::TensorToWrite;
+pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
+pub use write_safetensors::{write_safetensors, write_safetensors_from};
+
+pub(crate) use names::from_gguf as canonical_gguf_name;
 
 /// Most tensors of one model.
 pub(crate) const MAX_TENSORS: usize = 100_000;

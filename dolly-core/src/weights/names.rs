@@ -24,10 +24,14 @@ const BLOCK: [(&str, &str); 6] = [
 
 /// The canonical name of a tensor of a Hugging Face checkpoint, `None` for buffers to ignore.
 ///
-/// Checkpoints of the bare `GPTNeoXModel` lack the `gpt_neox.` prefix: it is added.
+/// Checkpoints of the bare `GPTNeoXModel` lack the `gpt_neox.` prefix: it is added. A state dict
+/// of transformers 5 that did not pass `save_pretrained` calls the output `lm_head`.
 pub(crate) fn canonical(name: &str) -> Option<String> {
     if IGNORED.iter().any(|suffix| name.ends_with(suffix)) {
         return None;
+    }
+    if let Some(suffix) = name.strip_prefix("lm_head.") {
+        return Some(format!("embed_out.{suffix}"));
     }
     let bare = ["embed_in.", "layers.", "final_layer_norm."];
     if bare.iter().any(|prefix| name.starts_with(prefix)) {

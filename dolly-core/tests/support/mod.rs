@@ -28,7 +28,8 @@ pub fn tiny_tokenizer() -> String {
     let characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:!?#'ĠĊ-";
     let words =
         characters.chars().enumerate().map(|(index, c)| (c.to_string(), (index + 1).into()));
-    let vocab: serde_json::Map<String, serde_json::Value> = words.collect();
+    let mut vocab: serde_json::Map<String, serde_json::Value> = words.collect();
+    vocab.insert("<|endoftext|>".to_owned(), 0.into());
     let byte_level = serde_json::json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true
     });

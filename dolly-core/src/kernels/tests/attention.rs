@@ -177,6 +177,34 @@ fn sequences_of_a_batch_do_not_see_each_other() {
 }
 
 #[test]
+fn special_numbers_reach_later_rows_of_their_head_only() {
+    let case = Case { heads: 2, dim: 24, half: 4, tokens: 40 };
+    let (pool, hidden, at) = (pool(1), 48, 21);
+    for kernels in sets() {
+        let clean = case.run(kernels, &pool, &case.qkv(9), 40);
+        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            // Query, key, value of head 1 at one position.
+            for which in 0..3 {
+                let mut qkv = case.qkv(9);
+                qkv[at * 3 * hidden + (3 + which) * 24 + 5] = special;
+                for chunk in [1, 7, 40] {
+                    let found = case.run(kernels, &pool, &qkv, chunk);
+                    for (i, (found, clean)) in found.iter().zip(&clean).enumerate() {
+                        let (row, head) = (i / hidden, i % hidden / 24);
+                        let untouched = head == 0 || row < at || which == 0 && row > at;
+                        if untouched {
+                            assert_eq!(found.to_bits(), clean.to_bits(), "{which} {special} {i}");
+                        } else if special.is_nan() && (which < 2 || i % 24 == 5) {
+                            assert!(found.is_nan(), "{which} {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn operands_that_do_not_fit_are_errors() {
     let case = Case { heads: 2, dim: 16, half: 4, tokens: 8 };
     let kernels = sets()[0];

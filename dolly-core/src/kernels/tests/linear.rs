@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use proptest::prelude::{Just, Strategy};
+
 use super::{Numbers, Rows, bits, pool, sets};
 use crate::kernels::linear::{Matrix, QuantScratch, linear};
 use crate::kernels::pack::Layout;
@@ -11,10 +13,13 @@ use crate::kernels::table::Kernels;
 const LAYOUTS: [Layout; 5] = [Layout::F32, Layout::F16, Layout::Bf16, Layout::Q8_0, Layout::Q4_0];
 
 fn product(kernels: Kernels, pool: &Pool, matrix: &Matrix, x: &[f32], rows: usize) -> Vec<f32> {
-    let mut out = vec![f32::NAN; rows * matrix.shape().0];
+    // One float off any vector's boundary.
+    let mut out = vec![f32::NAN; rows * matrix.shape().0 + 1];
+    let x: Vec<f32> = std::iter::once(0.0).chain(x.iter().copied()).collect();
     let mut quant = QuantScratch::default();
-    linear(kernels, pool, matrix, x, rows, None, None, &mut out, &mut quant).unwrap();
-    out
+    linear(kernels, pool, matrix, &x[1..], rows, None, None, &mut out[1..], &mut quant).unwrap();
+    assert!(out[0].is_nan(), "written before the first row");
+    out.split_off(1)
 }
 
 /// What a layout keeps of a row, from the formats' definitions (ggml's `block_q8_0`, `block_q4_0`).
@@ -184,5 +189,33 @@ fn every_f16_widens_exactly() {
             found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
             "{bits:#x}: {found} is not {expected}"
         );
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+    /// Rows in any two calls give what they give in one.
+    #[test]
+    fn a_call_may_be_split_anywhere(
+        (rows, cut) in (1..40_usize).prop_flat_map(|rows| (Just(rows), 0..=rows)),
+        outputs in 1..80_usize,
+        inputs in 0..200_usize,
+        layout in proptest::sample::select(LAYOUTS.to_vec()),
+        threads in 1..4_usize,
+        seed in proptest::num::u64::ANY,
+    ) {
+        let mut numbers = Numbers(seed);
+        let source = Rows::new(numbers.normals(outputs * inputs), outputs, inputs);
+        let x = numbers.normals(rows * inputs);
+        let pool = pool(threads);
+        let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+        for kernels in sets() {
+            let whole = product(kernels, &pool, &matrix, &x, rows);
+            let (first, second) = x.split_at(cut * inputs);
+            let mut parts = product(kernels, &pool, &matrix, first, cut);
+            parts.extend(product(kernels, &pool, &matrix, second, rows - cut));
+            assert_eq!(bits(&whole), bits(&parts), "{}", kernels.name());
+        }
     }
 }

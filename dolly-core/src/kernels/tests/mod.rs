@@ -2,6 +2,8 @@
 
 mod attention;
 mod linear;
+mod math;
+mod rows;
 
 use super::pool::Pool;
 use super::table::Kernels;

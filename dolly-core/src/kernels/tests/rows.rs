@@ -1,0 +1,118 @@
+//! Layer norm, sums and rounding of rows, at every kind of length and alignment.
+
+use super::{Numbers, sets};
+
+const LENGTHS: [usize; 12] = [0, 1, 2, 15, 16, 17, 31, 33, 127, 1023, 2560, 5121];
+
+/// Budget: 4 ulp of the largest normalised value, about 6, plus the mean's error.
+#[test]
+fn layer_norm_matches_f64() {
+    for kernels in sets() {
+        for len in LENGTHS {
+            for (shift, offset) in [(0, 0.0), (1, 3.0), (3, -100.0)] {
+                let mut numbers = Numbers(len as u64);
+                let mut data = |offset: f32| -> Vec<f32> {
+                    numbers.normals(len + shift).iter().map(|x| x + offset).collect()
+                };
+                let (x, w, b) = (data(offset), data(1.0), data(0.0));
+                // Slices that start off any boundary.
+                let (x, w, b) = (&x[shift..], &w[shift..], &b[shift..]);
+                let mut out = vec![f32::NAN; len + shift];
+                kernels.layer_norm(x, w, b, 1e-5, &mut out[shift..]);
+                let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / len as f64;
+                let variance =
+                    x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / len as f64;
+                let eps = f64::from(1e-5_f32);
+                for i in 0..len {
+                    let unit = (f64::from(x[i]) - mean) / (variance + eps).sqrt();
+                    let expected = unit * f64::from(w[i]) + f64::from(b[i]);
+                    // The mean errs in proportion to the values, divided by their spread.
+                    let spread = (variance + eps).sqrt();
+                    let scale = f64::from(w[i]).abs() * (1.0 + f64::from(offset.abs()) / spread);
+                    let budget = 1e-6 * (scale + expected.abs() + 1.0);
+                    let found = f64::from(out[shift + i]);
+                    assert!(
+                        (found - expected).abs() < budget,
+                        "{} {len} {offset} [{i}]: {found} is not {expected}",
+                        kernels.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_spreads_special_numbers_over_their_row() {
+    for kernels in sets() {
+        for len in [1, 16, 33] {
+            for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![1.0; len];
+                x[len - 1] = special;
+                let mut out = vec![0.0; len];
+                kernels.layer_norm(&x, &vec![1.0; len], &vec![0.0; len], 1e-5, &mut out);
+                assert!(out.iter().all(|y| y.is_nan()), "{} {len} {special}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_are_exact() {
+    for kernels in sets() {
+        for len in LENGTHS {
+            for shift in [0, 1, 5] {
+                let (x, y) = (Numbers(1).normals(len + shift), Numbers(2).normals(len + shift));
+                let mut sum = x.clone();
+                kernels.add(&mut sum[shift..], &y[shift..]);
+                for i in shift..len + shift {
+                    assert_eq!(sum[i], x[i] + y[i], "{} {len}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+/// Half a step of the block's scale, as the definition of Q8_0 says.
+#[test]
+fn rounding_to_integers_keeps_half_a_step() {
+    for kernels in sets() {
+        for len in LENGTHS {
+            let x: Vec<f32> = Numbers(4).normals(len).iter().map(|x| x * 3.0).collect();
+            let blocks = len.div_ceil(32);
+            let (mut q, mut d, mut s) = (vec![1; blocks * 32], vec![1.0; blocks], vec![1; blocks]);
+            kernels.quantize_row(&x, &mut q, &mut d, &mut s);
+            for (i, q) in q.iter().enumerate() {
+                let x = x.get(i).copied().unwrap_or(0.0);
+                assert!((f32::from(*q) * d[i / 32] - x).abs() <= 0.500_02 * d[i / 32]);
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_of_special_blocks() {
+    for kernels in sets() {
+        for (value, scale) in [
+            (0.0, Some(0.0)),
+            (1e-38, Some(0.0)),
+            (f32::MIN_POSITIVE / 4.0, Some(0.0)),
+            (f32::MAX, Some(f32::MAX / 127.0)),
+            (f32::NAN, None),
+            (-f32::NAN, None),
+            (f32::INFINITY, None),
+            (f32::NEG_INFINITY, None),
+        ] {
+            let mut x = [value; 32];
+            x[3] = 0.0;
+            let (mut q, mut d, mut s) = ([1; 32], [1.0], [1]);
+            kernels.quantize_row(&x, &mut q, &mut d, &mut s);
+            match scale {
+                Some(scale) => assert_eq!(d[0], scale, "{value}"),
+                None => assert!(d[0].is_nan(), "{value}"),
+            }
+            let expected = if value == f32::MAX { 127 } else { 0 };
+            assert_eq!((q[0], q[3], s[0]), (expected, 0, 31 * i32::from(expected)), "{value}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Files that appear whole or not at all.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// A file under construction beside its destination.
+///
+/// [`commit`](Self::commit) makes it durable and puts it in place; dropped before that, it is
+/// removed and the destination is as it was, whether the process went on, failed or died.
+#[derive(Debug)]
+pub(crate) struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    destination: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Creates a sibling of `destination`, in the same directory so that a rename can replace it.
+    pub(crate) fn create(destination: &Path) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = destination.file_name() else {
+            let reason = std::io::Error::new(std::io::ErrorKind::InvalidInput, "names no file");
+            return Err(Error::io(destination, reason));
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        hidden.push(format!(".{}-{number}.partial", std::process::id()));
+        let temporary = destination.with_file_name(hidden);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .map_err(|e| Error::io(&temporary, e))?;
+        Ok(Self { file, temporary, destination: destination.to_owned(), committed: false })
+    }
+
+    /// Appends bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))
+    }
+
+    /// Syncs the file, renames it to its destination, and syncs the directory.
+    ///
+    /// A failed sync is final: the kernel may have dropped the pages, so a second one that
+    /// succeeds would prove nothing.
+    pub(crate) fn commit(mut self) -> Result<()> {
+        self.file.sync_all().map_err(|e| Error::io(&self.temporary, e))?;
+        std::fs::rename(&self.temporary, &self.destination)
+            .map_err(|e| Error::io(&self.destination, e))?;
+        self.committed = true;
+        sync_directory(&self.destination)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Nothing can be done about a failure here: the error that led here is the one to tell.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn sync_directory(file: &Path) -> Result<()> {
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| Error::io(directory, e))
+}
+
+#[cfg(not(unix))]
+fn sync_directory(_file: &Path) -> Result<()> {
+    Ok(())
+}
