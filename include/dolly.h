@@ -474,9 +474,9 @@ dolly_status dolly_cancel_new(dolly_cancel **cancel,
  * A generation then ends with DOLLY_FINISH_REASON_CANCELLED and the text so far; calls that give
  * numbers end with DOLLY_STATUS_CANCELLED.
  *
- * From any thread. From a signal handler too: the call neither allocates nor waits. It gives
- * DOLLY_STATUS_BUSY, and does nothing, when some thread is creating or freeing a handle at that
- * very moment; outside signal handlers simply call again.
+ * From any thread and from signal handlers: the call neither allocates nor waits. Should another
+ * call be creating or freeing a handle at that very moment, the flag is triggered when that call
+ * is done; DOLLY_STATUS_BUSY, with nothing done, tells that 8 cancels wait for it already.
  */
 dolly_status dolly_cancel_trigger(const dolly_cancel *cancel);
 

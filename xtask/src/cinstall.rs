@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MAJOR: &str = env!("CARGO_PKG_VERSION_MAJOR");
@@ -97,4 +98,92 @@ fn link(target: &str, name: &Path) -> Result<(), String> {
 #[cfg(not(unix))]
 fn link(target: &str, name: &Path) -> Result<(), String> {
     copy(&name.with_file_name(target), name)
+}
+
+/// Installs into a directory of its own and builds the examples there as users would, by pkg-config
+/// and by CMake; they must find the bundled model beside the library.
+///
+/// The directory lies outside the workspace, where nothing else could lead to the model.
+pub fn check(root: &Path, artifacts: &Path) -> Result<(), String> {
+    let place = std::env::temp_dir().join(format!("dolly-install-{}", std::process::id()));
+    let outcome = install(root, &place.join("prefix"), artifacts)
+        .and_then(|_| check_installed(root, &place.join("prefix"), &place.join("work")));
+    let _ = fs::remove_dir_all(&place);
+    outcome
+}
+
+fn check_installed(root: &Path, prefix: &Path, work: &Path) -> Result<(), String> {
+    fs::create_dir_all(work).map_err(|e| format!("{}: {e}", work.display()))?;
+    let example = root.join("examples/c/generate.c");
+
+    let flags = pkg_config_flags(prefix, &["--cflags", "--libs"])?;
+    let rpath = format!("-Wl,-rpath,{}", prefix.join("lib").display());
+    let program = work.join("generate");
+    run(Command::new("cc").arg(&example).arg("-o").arg(&program).args(flags).arg(rpath))?;
+    run(Command::new(&program).current_dir(work))?;
+
+    // Statically: the program itself lies in the prefix and finds the model from there.
+    let mut flags = pkg_config_flags(prefix, &["--static", "--cflags", "--libs"])?;
+    flags.iter_mut().filter(|flag| *flag == "-ldolly").for_each(|flag| {
+        *flag = prefix.join("lib/libdolly.a").display().to_string();
+    });
+    let program = prefix.join("bin/dolly-generate-example");
+    parent(&program)?;
+    run(Command::new("cc").arg(&example).arg("-o").arg(&program).args(flags))?;
+    run(Command::new(&program).current_dir(work))?;
+    cmake(prefix, &example, work)
+}
+
+fn pkg_config_flags(prefix: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
+    let mut command = Command::new("pkg-config");
+    command.args(arguments).arg("dolly");
+    let output = command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).output();
+    let output = output.map_err(|e| format!("pkg-config: {e}"))?;
+    match output.status.success() {
+        true => {
+            let flags = String::from_utf8_lossy(&output.stdout);
+            Ok(flags.split_whitespace().map(str::to_owned).collect())
+        }
+        false => Err(format!("pkg-config: {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// A CMake project that asks for this very series of versions.
+fn cmake(prefix: &Path, example: &Path, work: &Path) -> Result<(), String> {
+    if Command::new("cmake").arg("--version").output().is_err() {
+        eprintln!("!!! SKIPPED, no cmake: the CMake package of the installation");
+        return Ok(());
+    }
+    let project = format!(
+        "cmake_minimum_required(VERSION 3.15)\nproject(check C)\n\
+         find_package(dolly {VERSION} REQUIRED)\n\
+         add_executable(shared \"{0}\")\ntarget_link_libraries(shared PRIVATE dolly::dolly)\n\
+         add_executable(static \"{0}\")\ntarget_link_libraries(static PRIVATE \
+         dolly::dolly_static)\n",
+        example.display()
+    );
+    write(&work.join("cmake/CMakeLists.txt"), &project)?;
+    let build = work.join("cmake/build");
+    let _ = fs::remove_dir_all(&build);
+    let mut configure = Command::new("cmake");
+    configure.arg("-S").arg(work.join("cmake")).arg("-B").arg(&build);
+    run(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())))?;
+    run(Command::new("cmake").arg("--build").arg(&build))?;
+    run(Command::new(build.join("shared")).current_dir(work))?;
+    // This program lies in no prefix: the model is named.
+    run(Command::new(build.join("static")).arg(prefix.join("share/dolly/dolly-nano")))
+}
+
+/// Runs quietly; what was written is shown only when it fails.
+fn run(command: &mut Command) -> Result<(), String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|e| format!("{shown}: {e}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            let (out, err) = (text(&output.stdout), text(&output.stderr));
+            Err(format!("{shown}: {}\n{out}{err}", output.status))
+        }
+    }
 }
