@@ -19,11 +19,8 @@ use crate::error::{Error, Result, try_vec};
 use merge::{Merges, Scratch};
 use parts::Parts;
 
-<<<<<<< HEAD
 mod export;
-=======
 mod merge;
->>>>>>> main
 mod parts;
 mod read;
 mod stream;
