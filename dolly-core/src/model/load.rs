@@ -159,9 +159,10 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<B::Linear> {
         self.check_shape(name, shape)?;
         let bias = bias.map(|bias| self.checkpoint.read_vec(bias, shape.0)).transpose()?;
+        let weights = shape.0 * shape.1 + bias.as_ref().map_or(0, Vec::len);
         let reader = self.checkpoint.reader(name)?;
         let linear = self.backend.load_linear(&reader, bias, format)?;
-        self.report(name, shape.0 * shape.1)?;
+        self.report(name, weights)?;
         Ok(linear)
     }
 
