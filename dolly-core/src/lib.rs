@@ -22,7 +22,8 @@ pub use generate::{
 pub use model::{Config, LoadProgress};
 pub use options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
 pub use pipeline::{
-    Device, MemoryUse, Pipeline, PipelineBuilder, Prompt, RequestOptions, Stream, StreamEvent,
+    Device, FileFormat, MemoryUse, Pipeline, PipelineBuilder, Prompt, RequestOptions, Stream,
+    StreamEvent, convert,
 };
 pub use prompt::Instruction;
 pub use tokenizer::{TextStream, Tokenizer};

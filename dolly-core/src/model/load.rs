@@ -4,6 +4,7 @@ use crate::backend::{Backend, RotaryTable};
 use crate::error::{Error, Result};
 use crate::model::Config;
 use crate::model::neox::{Layer, NeoX};
+use crate::options::CancelToken;
 use crate::weights::{Checkpoint, StoredType, WeightFormat};
 
 /// How far loading has come.
@@ -26,6 +27,8 @@ pub(crate) struct LoadPlan<'a> {
     /// Bytes the whole pipeline may take.
     pub memory_limit: Option<u64>,
     pub progress: &'a mut dyn FnMut(LoadProgress),
+    /// Stops the load after the tensor it is at.
+    pub cancel: CancelToken,
 }
 
 /// The memory format nearest to what a checkpoint stores, for [`WeightFormat::Auto`].
@@ -108,7 +111,7 @@ impl<B: Backend> Loader<'_, B> {
         self.check_shape(embed_name, (vocab, hidden))?;
         let reader = self.checkpoint.reader(embed_name)?;
         let embedding = self.backend.load_embedding(&reader, outer)?;
-        self.report(embed_name, vocab * hidden);
+        self.report(embed_name, vocab * hidden)?;
         let mut layers = Vec::with_capacity(self.config.num_hidden_layers);
         for index in 0..self.config.num_hidden_layers {
             layers.push(self.layer(index)?);
@@ -159,7 +162,7 @@ impl<B: Backend> Loader<'_, B> {
         let weights = shape.0 * shape.1 + bias.as_ref().map_or(0, Vec::len);
         let reader = self.checkpoint.reader(name)?;
         let linear = self.backend.load_linear(&reader, bias, format)?;
-        self.report(name, weights);
+        self.report(name, weights)?;
         Ok(linear)
     }
 
@@ -167,7 +170,7 @@ impl<B: Backend> Loader<'_, B> {
         let len = self.config.hidden_size;
         let weight = self.checkpoint.read_vec(&format!("{name}.weight"), len)?;
         let bias = self.checkpoint.read_vec(&format!("{name}.bias"), len)?;
-        self.report(name, 2 * len);
+        self.report(name, 2 * len)?;
         self.backend.load_norm(weight, bias, self.config.layer_norm_eps)
     }
 
@@ -180,9 +183,13 @@ impl<B: Backend> Loader<'_, B> {
         Err(Error::tensor(self.checkpoint.file_of(info), name, reason))
     }
 
-    fn report(&mut self, tensor: &str, weights: usize) {
+    fn report(&mut self, tensor: &str, weights: usize) -> Result<()> {
         self.loaded += weights as u64;
         let (loaded, total) = (self.loaded.min(self.total), self.total);
         (self.plan.progress)(LoadProgress { loaded, total, tensor: tensor.to_owned() });
+        match self.plan.cancel.is_cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
     }
 }

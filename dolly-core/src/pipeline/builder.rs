@@ -1,5 +1,6 @@
 //! From a model's name and the caller's wishes to a loaded pipeline.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::backend::Backend;
@@ -7,10 +8,11 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
 use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
+use crate::options::CancelToken;
 use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
 use crate::prompt::DollyPrompt;
-use crate::source::{self, SourceOptions};
+use crate::source::{self, DownloadProgress, SourceOptions};
 use crate::weights::{Checkpoint, WeightFormat};
 
 /// Prompt tokens run in one step: enough rows to use the caches, few enough to cancel quickly.
@@ -76,6 +78,7 @@ pub struct PipelineBuilder {
     max_batch: usize,
     reference: bool,
     source: SourceOptions,
+    cancel: CancelToken,
     on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
 }
 
@@ -91,6 +94,7 @@ impl PipelineBuilder {
             max_batch: 64,
             reference: false,
             source: SourceOptions::from_env(),
+            cancel: CancelToken::new(),
             on_progress: None,
         }
     }
@@ -161,13 +165,24 @@ impl PipelineBuilder {
         self
     }
 
+    /// Stops [`build`](Self::build) from another thread or from the progress callback, at the next
+    /// tensor or piece of a download, with [`Error::Cancelled`].
+    pub fn cancel(mut self, token: CancelToken) -> Self {
+        self.cancel = token;
+        self
+    }
+
     /// Finds, checks and loads the model.
     ///
     /// Errors name what is wrong: [`Error::ModelNotFound`], the file errors, a plan beyond the
     /// memory limit, an option outside its range, or a device this build cannot use.
     pub fn build(self) -> Result<Pipeline> {
         self.validate()?;
-        let files = source::resolve(&self.id, &self.source)?;
+        let mut watch = |_: DownloadProgress<'_>| match self.cancel.is_cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let files = source::resolve_with(&self.id, &self.source, &mut watch)?;
         let checkpoint = Checkpoint::open(&files)?;
         let opened = Opened::new(&files, &checkpoint)?;
         if self.reference {
@@ -219,7 +234,7 @@ impl PipelineBuilder {
             None => &mut ignore,
         };
         let memory_limit = self.memory_limit;
-        let plan = LoadPlan { format, context_length, memory_limit, progress };
+        let plan = LoadPlan { format, context_length, memory_limit, progress, cancel: self.cancel };
         let model = load(backend, checkpoint, config.clone(), plan)?;
         let limits = Limits {
             max_batch: self.max_batch,
@@ -253,7 +268,8 @@ impl PipelineBuilder {
     }
 }
 
-fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
+/// The memory format nearest to the type of the checkpoint's matrices.
+pub(super) fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
     let name = "gpt_neox.layers.0.attention.query_key_value.weight";
     Ok(nearest_format(checkpoint.tensor(name)?.stored))
 }

@@ -1,6 +1,7 @@
 //! The front door: everything a caller does with a model goes through a [`Pipeline`].
 
 mod builder;
+mod convert;
 mod opened;
 mod score;
 mod stream;
@@ -22,6 +23,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
 pub use builder::{Device, PipelineBuilder};
+pub use convert::{FileFormat, convert};
 pub use score::RequestOptions;
 pub use stream::{Stream, StreamEvent};
 

@@ -38,35 +38,53 @@ impl Opened {
     }
 
     fn from_gguf(file: &Path, tokenizer: Option<&Path>, checkpoint: &Checkpoint) -> Result<Self> {
-        let metadata = checkpoint
-            .gguf()
-            .ok_or_else(|| Error::Internal("a GGUF checkpoint without metadata".to_owned()))?;
+        let metadata = gguf_metadata(checkpoint)?;
         let config = Config::from_gguf(file, &GgufView { metadata, checkpoint })?;
         let tokenizer = match tokenizer {
             Some(tokenizer) => Tokenizer::from_file(tokenizer)?,
-            None => gguf_tokenizer(metadata, file)?,
+            None => {
+                let GgufArrays { tokens, types, merges } = GgufArrays::read(metadata, file)?;
+                Tokenizer::from_gguf_parts(tokens, &types, &merges, file)?
+            }
         };
         Ok(Self { config, tokenizer })
     }
 }
 
-fn gguf_tokenizer(metadata: &GgufMetadata, file: &Path) -> Result<Tokenizer> {
-    let missing = |key: &str| Error::config(file, key, "is missing, and no tokenizer.json beside");
-    let kind_key = "tokenizer.ggml.model";
-    match metadata.get_str(kind_key)? {
-        Some("gpt2") => {}
-        Some(other) => return Err(Error::config(file, kind_key, format!("{other:?} is not gpt2"))),
-        None => return Err(missing(kind_key)),
+/// The metadata of a checkpoint that is a GGUF file.
+pub(super) fn gguf_metadata(checkpoint: &Checkpoint) -> Result<&GgufMetadata> {
+    let missing = || Error::Internal("a GGUF checkpoint without metadata".to_owned());
+    checkpoint.gguf().ok_or_else(missing)
+}
+
+/// The tokenizer as GGUF's metadata has it.
+pub(super) struct GgufArrays {
+    pub tokens: Vec<String>,
+    pub types: Vec<i32>,
+    pub merges: Vec<String>,
+}
+
+impl GgufArrays {
+    pub fn read(metadata: &GgufMetadata, file: &Path) -> Result<Self> {
+        let missing =
+            |key: &str| Error::config(file, key, "is missing, and no tokenizer.json beside");
+        let key = "tokenizer.ggml.model";
+        match metadata.get_str(key)? {
+            Some("gpt2") => {}
+            Some(other) => return Err(Error::config(file, key, format!("{other:?} is not gpt2"))),
+            None => return Err(missing(key)),
+        }
+        let strings = |key: &str| -> Result<Vec<String>> {
+            let strings = metadata.get_array_of_strings(key)?.ok_or_else(|| missing(key))?;
+            Ok(strings.into_iter().map(str::to_owned).collect())
+        };
+        let types = metadata.get_array_of_integers("tokenizer.ggml.token_type")?;
+        // A type beyond 32 bits is no known type: the tokenizer refuses it by number.
+        let types = types.unwrap_or_default();
+        let types = types.iter().map(|t| i32::try_from(*t).unwrap_or(i32::MAX)).collect();
+        let merges = strings("tokenizer.ggml.merges")?;
+        Ok(Self { tokens: strings("tokenizer.ggml.tokens")?, types, merges })
     }
-    let strings = |key: &str| -> Result<Vec<String>> {
-        let strings = metadata.get_array_of_strings(key)?.ok_or_else(|| missing(key))?;
-        Ok(strings.into_iter().map(str::to_owned).collect())
-    };
-    let types = metadata.get_array_of_integers("tokenizer.ggml.token_type")?.unwrap_or_default();
-    // A type beyond 32 bits is no known type: the tokenizer refuses it by number.
-    let types: Vec<i32> = types.iter().map(|t| i32::try_from(*t).unwrap_or(i32::MAX)).collect();
-    let merges = strings("tokenizer.ggml.merges")?;
-    Tokenizer::from_gguf_parts(strings("tokenizer.ggml.tokens")?, &types, &merges, file)
 }
 
 /// A GGUF file as the configuration reads it.

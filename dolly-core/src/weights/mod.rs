@@ -35,6 +35,7 @@ pub use write::TensorToWrite;
 pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
 pub use write_safetensors::{write_safetensors, write_safetensors_from};
 
+pub(crate) use atomic::AtomicFile;
 pub(crate) use names::from_gguf as canonical_gguf_name;
 
 /// Most tensors of one model.

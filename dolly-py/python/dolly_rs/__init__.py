@@ -1,0 +1,65 @@
+"""Run Dolly 2.0, Pythia and every other GPT-NeoX model, in your process.
+
+>>> import dolly_rs
+>>> pipe = dolly_rs.pipeline("dolly-nano")
+>>> answer = pipe.generate("Name three colours.", seed=7, max_new_tokens=16)
+>>> answer.usage.completion_tokens <= 16
+True
+"""
+
+from ._native import __version__
+from .errors import (
+    CancelledError,
+    ClosedError,
+    ContextOverflowError,
+    DeadlineError,
+    DeviceError,
+    DollyError,
+    DollyIOError,
+    DollyMemoryError,
+    InternalError,
+    InvalidArgumentError,
+    ModelFormatError,
+    ModelNotFoundError,
+    NetworkError,
+    UnsupportedError,
+)
+from .files import TensorInfo, convert, tensors
+from .options import GenerateOptions, Settings
+from .pipelines import Pipeline, Tokenizer, pipeline
+from .results import Classification, Generation, Record, Score, Timings, TokenLogprob, Usage
+from .streaming import Stream
+
+__all__ = [
+    "CancelledError",
+    "Classification",
+    "ClosedError",
+    "ContextOverflowError",
+    "DeadlineError",
+    "DeviceError",
+    "DollyError",
+    "DollyIOError",
+    "DollyMemoryError",
+    "GenerateOptions",
+    "Generation",
+    "InternalError",
+    "InvalidArgumentError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "NetworkError",
+    "Pipeline",
+    "Record",
+    "Score",
+    "Settings",
+    "Stream",
+    "TensorInfo",
+    "Timings",
+    "TokenLogprob",
+    "Tokenizer",
+    "UnsupportedError",
+    "Usage",
+    "__version__",
+    "convert",
+    "pipeline",
+    "tensors",
+]

@@ -1,0 +1,100 @@
+"""Exceptions: one base, and children that are also the built-in a caller would expect.
+
+>>> import dolly_rs
+>>> issubclass(dolly_rs.ModelNotFoundError, FileNotFoundError)
+True
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CancelledError",
+    "ClosedError",
+    "ContextOverflowError",
+    "DeadlineError",
+    "DeviceError",
+    "DollyError",
+    "DollyIOError",
+    "DollyMemoryError",
+    "InternalError",
+    "InvalidArgumentError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "NetworkError",
+    "UnsupportedError",
+]
+
+
+class DollyError(Exception):
+    """Base of every error that this library raises of its own."""
+
+
+class InvalidArgumentError(DollyError, ValueError):
+    """An option or input outside its range; the message names it, its value and the range."""
+
+
+class ContextOverflowError(DollyError, ValueError):
+    """The prompt does not fit the context.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        Tokens of the rendered prompt.
+    context_length : int
+        Tokens that the context holds, prompt and answer together.
+    """
+
+    prompt_tokens: int
+    context_length: int
+
+    def __init__(self, message: str, *, prompt_tokens: int = 0, context_length: int = 0) -> None:
+        super().__init__(message)
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class ModelNotFoundError(DollyError, FileNotFoundError):
+    """A model id or path that leads to no model; the message says where was looked."""
+
+
+class ModelFormatError(DollyError, ValueError):
+    """A model file that is malformed; the message names file, field or tensor."""
+
+
+class DollyIOError(DollyError, OSError):
+    """The operating system refused to open, read or write a file.
+
+    ``errno``, ``strerror`` and ``filename`` are set as for any ``OSError``.
+    """
+
+
+class DollyMemoryError(DollyError, MemoryError):
+    """The plan exceeds the memory limit, or the allocator refused a request of known size."""
+
+
+class DeviceError(DollyError, RuntimeError):
+    """The device is not there, or this build cannot use it."""
+
+
+class UnsupportedError(DollyError, NotImplementedError):
+    """Something the format allows and this library does not do."""
+
+
+class NetworkError(DollyError, ConnectionError):
+    """A download that failed."""
+
+
+class CancelledError(DollyError):
+    """The call was cancelled before it could give a result."""
+
+
+class DeadlineError(DollyError, TimeoutError):
+    """The deadline passed before the call could give a result."""
+
+
+class ClosedError(DollyError, RuntimeError):
+    """The pipeline was closed."""
+
+
+class InternalError(DollyError):
+    """A defect of this library, reported instead of a crash."""

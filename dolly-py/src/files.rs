@@ -1,0 +1,63 @@
+//! Model files without a pipeline: what they hold, and in other formats.
+
+use std::path::PathBuf;
+
+use dolly_core::source::{self, SourceOptions};
+use dolly_core::weights::{Checkpoint, TensorInfo};
+use dolly_core::{CancelToken, FileFormat, Result, WeightFormat};
+use pyo3::prelude::*;
+
+use crate::errors::Outcome;
+use crate::wait::interruptible;
+
+/// `(name, shape, stored type, bytes)`.
+type TensorParts = (String, Vec<usize>, String, u64);
+
+pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(tensors, module)?)?;
+    module.add_function(wrap_pyfunction!(convert, module)?)
+}
+
+fn source_options(bundled_dir: PathBuf) -> SourceOptions {
+    let mut options = SourceOptions::from_env();
+    options.bundled_dirs.push(bundled_dir);
+    options
+}
+
+/// The tensors of a model's files, in the order of their names; reads headers only.
+#[pyfunction]
+#[pyo3(signature = (model, bundled_dir))]
+fn tensors(py: Python<'_>, model: String, bundled_dir: PathBuf) -> Outcome<Vec<TensorParts>> {
+    let options = source_options(bundled_dir);
+    let list = || -> Result<Vec<TensorParts>> {
+        let checkpoint = Checkpoint::open(&source::resolve(&model, &options)?)?;
+        let one = |info: &TensorInfo| {
+            let stored = format!("{:?}", info.stored).to_lowercase();
+            (info.name.clone(), info.shape.clone(), stored, info.bytes)
+        };
+        let mut rows: Vec<TensorParts> = checkpoint.tensors().map(one).collect();
+        rows.sort();
+        Ok(rows)
+    };
+    Ok(interruptible(py, &CancelToken::new(), list)??)
+}
+
+/// Writes a model in another format; a signal is heard once the files are complete.
+#[pyfunction]
+#[pyo3(signature = (model, destination, format, dtype, bundled_dir))]
+fn convert(
+    py: Python<'_>,
+    model: String,
+    destination: PathBuf,
+    format: &str,
+    dtype: &str,
+    bundled_dir: PathBuf,
+) -> Outcome<()> {
+    let options = source_options(bundled_dir);
+    let (to, dtype): (FileFormat, WeightFormat) = (format.parse()?, dtype.parse()?);
+    let write = || {
+        let files = source::resolve(&model, &options)?;
+        dolly_core::convert(&files, &destination, to, dtype)
+    };
+    Ok(interruptible(py, &CancelToken::new(), write)??)
+}
