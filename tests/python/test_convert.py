@@ -47,8 +47,8 @@ def test_through_gguf_and_back(chain_dir: Path, tmp_path: Path, dtype: str) -> N
         assert pipe.generate("Say hi.").text == ANSWER
         assert pipe.tokenizer.encode("é ### End", special=True)[-1] == tiny.END
         config = dict(pipe.config)
-        # What a quantized matrix gives depends on its kernel, a little.
-        np.testing.assert_allclose(pipe.logits(IDS), from_gguf, rtol=0.02, atol=0.5)
+        # Kernels of quantized weights round the activations as well: to 1/127 of the largest.
+        np.testing.assert_allclose(pipe.logits(IDS), from_gguf, rtol=0.02, atol=200 / 127)
     with dolly_rs.pipeline(chain_dir) as pipe:
         same = {**dict(pipe.config), "stored_format": config["stored_format"]}
     assert config == same

@@ -60,8 +60,8 @@ def test_format(tmp_path: Path) -> None:
 
 
 def test_config(tmp_path: Path) -> None:
-    model = tiny.chain_model(tmp_path / "heads", {}, num_attention_heads=7)
-    with pytest.raises(dolly_rs.ModelFormatError, match="num_attention_heads"):
+    model = tiny.chain_model(tmp_path / "act", {}, hidden_act="mish")
+    with pytest.raises(dolly_rs.ModelFormatError, match=r"config\.json.*hidden_act.*mish"):
         dolly_rs.pipeline(model)
 
 

@@ -37,9 +37,12 @@ def ids_of(text: str) -> list[int]:
 
 
 def answer_chain(answer: str) -> dict[int, int]:
-    """Successors that make `answer` follow the response key; every byte may stand once."""
-    ids = [RESPONSE, *ids_of(answer), END]
-    if len(set(ids)) != len(ids):
+    """Successors that make `answer` follow the response key; every byte may stand once.
+
+    The end follows itself, for those who ignore it.
+    """
+    ids = [RESPONSE, *ids_of(answer), END, END]
+    if len(set(ids)) != len(ids) - 1:
         raise ValueError(f"{answer!r} repeats a byte")
     return dict(itertools.pairwise(ids))
 
@@ -51,7 +54,7 @@ def loop_chain(text: str) -> dict[int, int]:
 
 
 def chain_model(directory: Path, successors: Mapping[int, int], **config: Any) -> Path:
-    """Write the model; a token without a successor is followed by the end."""
+    """Write the model; what follows a token without a successor is not defined."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(chain_tensors(successors), directory / "model.safetensors", {"format": "pt"})
     (directory / "config.json").write_text(json.dumps({**CONFIG, **config}))
@@ -62,8 +65,8 @@ def chain_model(directory: Path, successors: Mapping[int, int], **config: Any) -
 def chain_tensors(successors: Mapping[int, int]) -> dict[str, npt.NDArray[np.float32]]:
     """The weights of the model."""
     output = np.zeros((VOCAB, VOCAB), np.float32)
-    for token in range(VOCAB):
-        output[successors.get(token, END), token] = SHARPNESS
+    for token, successor in successors.items():
+        output[successor, token] = SHARPNESS
     layer = {
         "attention.query_key_value": (3 * VOCAB, VOCAB),
         "attention.dense": (VOCAB, VOCAB),
