@@ -74,12 +74,16 @@ unsafe fn prompts(
         false => Some(unsafe { slice(contexts, count, "contexts") }?),
     };
     let none = dolly_str { data: std::ptr::null(), len: 0 };
-    let pairs = instructions.iter().enumerate().map(|(index, row)| {
+    let mut prompts = Vec::new();
+    prompts.try_reserve_exact(instructions.len()).map_err(|_| {
+        Failure::new(dolly_status::Memory, format!("out of memory: a batch of {count} rows"))
+    })?;
+    prompts.extend(instructions.iter().enumerate().map(|(index, row)| {
         let context = contexts.and_then(|contexts| contexts.get(index)).copied().unwrap_or(none);
         // SAFETY: the caller's promise is passed on.
         unsafe { instruction((row.data, row.len), (context.data, context.len)) }
-    });
-    Ok(pairs.collect())
+    }));
+    Ok(prompts)
 }
 
 /// Puts the rows that never reached the engine back between those that did.
