@@ -77,7 +77,7 @@ fn a_vocabulary_larger_than_the_embedding_is_refused() {
     let directory = parity_model("standard");
     let mut tokenizer: serde_json::Value = serde_json::from_str(&tiny_tokenizer()).unwrap();
     let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
-    let first = vocab.len() + 1;
+    let first = vocab.len();
     for id in first..first + 60 {
         vocab.insert(format!("a{id}"), id.into());
     }

@@ -123,7 +123,8 @@ fn an_answer_ends_where_it_should() {
 
 #[test]
 fn stop_texts_work_across_token_borders() {
-    let free = GenerateOptions { max_new_tokens: 40, ignore_end: true, ..GenerateOptions::greedy() };
+    let free =
+        GenerateOptions { max_new_tokens: 40, ignore_end: true, ..GenerateOptions::greedy() };
     let whole = pipe().generate(QUESTION, &free).unwrap().text;
     let characters: Vec<char> = whole.chars().collect();
     assert!(characters.len() > 20, "{whole:?}");
@@ -246,7 +247,8 @@ fn classes_are_a_distribution_in_the_callers_order() {
 
 #[test]
 fn log_probabilities_belong_to_the_models_own_distribution() {
-    let options = GenerateOptions { logprobs: Some(3), max_new_tokens: 6, ..GenerateOptions::greedy() };
+    let options =
+        GenerateOptions { logprobs: Some(3), max_new_tokens: 6, ..GenerateOptions::greedy() };
     let answer = pipe().generate(QUESTION, &options).unwrap();
     let logprobs = answer.logprobs.unwrap();
     assert_eq!(logprobs.len(), answer.token_ids.len());
@@ -268,8 +270,7 @@ fn a_long_prompt_is_refused_with_both_numbers_or_cut_at_its_context() {
         }
         other => panic!("{other:?}"),
     }
-    let options =
-        GenerateOptions { prompt_overflow: PromptOverflow::TruncateContext, ..seeded(1) };
+    let options = GenerateOptions { prompt_overflow: PromptOverflow::TruncateContext, ..seeded(1) };
     let answer = pipe().generate(question, &options).unwrap();
     let room = pipe().context_length() - options.max_new_tokens;
     assert!(answer.usage.prompt_tokens <= room);

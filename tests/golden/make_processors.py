@@ -37,14 +37,15 @@ CHAINS = [
     {"temperature": 0.7, "top_p": 0.92},
     {"temperature": 0.9, "top_k": 20, "top_p": 0.9},
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "temperature": 0.8, "top_k": 30, "top_p": 0.92},
-    {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "temperature": 1.4, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
-     "typical_p": 0.9},
+    {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "temperature": 1.4, "top_k": 40, "top_p": 0.95,
+     "min_p": 0.05, "typical_p": 0.9},
     {"repetition_penalty": 0.8, "temperature": 0.5, "min_p": 0.1, "typical_p": 0.5},
     {"top_k": 3, "top_p": 0.5, "min_p": 0.9, "typical_p": 0.2},
 ]
 OPENAI = [
     {"presence_penalty": 0.6}, {"presence_penalty": -1.5}, {"frequency_penalty": 0.4}, {"frequency_penalty": -2.0},
-    {"presence_penalty": 0.5, "frequency_penalty": 1.25}, {"logit_bias": {"3": 2.5, "17": -4.0, "44": -100.0, "8": 100.0}},
+    {"presence_penalty": 0.5, "frequency_penalty": 1.25},
+    {"logit_bias": {"3": 2.5, "17": -4.0, "44": -100.0, "8": 100.0}},
     {"logit_bias": {"5": 1.0, "6": -1.0}, "presence_penalty": 1.0, "frequency_penalty": 0.5},
 ]
 
@@ -109,7 +110,8 @@ def closest_call(vector, steps):
         if name == "top_p":
             calls.append((probabilities.sort().values.cumsum(-1) - (1 - value)).abs().min().item())
         elif name == "min_p":
-            calls.append((probabilities[probabilities < probabilities.max()] - value * probabilities.max()).abs().min().item())
+            best = probabilities.max()
+            calls.append((probabilities[probabilities < best] - value * best).abs().min().item())
         elif name == "typical_p":
             surprise = -probabilities.clamp_min(1e-300).log()
             order = (surprise - (probabilities * surprise).sum()).abs().argsort(-1)
@@ -119,7 +121,7 @@ def closest_call(vector, steps):
 
 
 def splits_tie(vector, steps):
-    """True if a step removes one of two tokens with equal scores: torch's sort decides which, compare only the count."""
+    """True if a step removes one of two tokens with equal scores: torch's sort decides which one."""
     ids, scores = torch.tensor([vector["prompt_ids"] + vector["generated_ids"]]), torch.tensor([vector["logits"]])
     for name, value in steps:
         after = CLASSES[name](value)(ids, scores.clone())
@@ -148,14 +150,16 @@ def main():
               for number, vector in enumerate(vectors) for options in OPENAI]
     document = {
         "command": "python tests/golden/make_processors.py --out tests/golden/processors.json",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "order": {"chain": ORDER, "source": "transformers GenerationMixin._get_logits_processor: repetition_penalty and "
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__},
+        "order": {"chain": ORDER,
+                  "source": "transformers GenerationMixin._get_logits_processor: repetition_penalty and "
                   "no_repeat_ngram_size always; temperature, top_k, top_p, min_p, typical_p only when sampling"},
         "notes": {
-            "history": "prompt_ids + generated_ids for transformers' processors; generated_ids alone for the penalties in 'openai'",
-            "top_p": "ascending cumulative softmax; a token goes when the sum up to and including it is <= 1 - top_p; the best stays",
+            "history": "prompt_ids + generated_ids for transformers' processors; generated_ids alone in 'openai'",
+            "top_p": "ascending cumulative softmax; a token goes when the sum with it is <= 1 - top_p; the best stays",
             "top_k": "scores below the k-th best go; scores equal to it stay",
-            "closest_call": "smallest distance, in probability, of a threshold decision in the case: a guide to how exact it must be",
+            "closest_call": "smallest distance, in probability, of a threshold decision: how exact one must be",
             "splits_tie": "tokens with equal scores met different fates (the sort decides): compare only how many stay",
             "null": "-inf (removed)",
         },

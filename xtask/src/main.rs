@@ -2,11 +2,15 @@
 //!
 //! Needs Rust, Python 3.10 or newer with venv, a C compiler, and the package registries.
 
+mod cinstall;
 mod command;
+mod ctests;
+mod header;
 mod python;
 mod readme;
 mod suite;
 mod test;
+mod torture;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -3,18 +3,35 @@
 use std::path::{Path, PathBuf};
 
 use crate::command::{Outcome, cargo, run};
+use crate::ctests::Mode;
 use crate::python::Venv;
-use crate::{readme, suite};
+use crate::{cinstall, ctests, header, readme, suite};
+
+/// Features whose code only tests reach.
+const FEATURES: &str = "dolly-core/candle,dolly-core/hf-hub";
 
 /// Runs everything; with `long` also what needs sanitizers, valgrind or much time.
 pub fn all(root: &Path, long: bool) -> Outcome {
     lints(root)?;
     rust(root)?;
-    let _ = long;
+    let libraries = c_library(root)?;
+    c(root, &libraries, long)?;
     let venv = Venv::create(root)?;
     venv.test()?;
-    suite::run(root, &venv, &root.join("target/suite-c"))?;
+    let c_route = ctests::build_suite(root, &libraries)?;
+    suite::run(root, &venv, &c_route)?;
     readme::check(root, &venv)
+}
+
+/// Writes `include/dolly.h` anew.
+pub fn write_header(root: &Path) -> Outcome {
+    let file = root.join("include/dolly.h");
+    std::fs::write(&file, header::generate(root)?).map_err(|e| format!("{}: {e}", file.display()))
+}
+
+/// Installs the C library under `prefix`; gives the directory of the libraries.
+pub fn install(root: &Path, prefix: &Path) -> Outcome<PathBuf> {
+    cinstall::install(root, prefix, &c_library(root)?)
 }
 
 /// Formatting and lints: warnings are errors.
@@ -28,17 +45,24 @@ fn lints(root: &Path) -> Outcome {
 /// program it would lack the interpreter.
 fn rust(root: &Path) -> Outcome {
     let test = ["test", "--workspace", "--exclude", "dolly-py", "--features", FEATURES];
-    run(&mut cargo(root, &test))
+    run(&mut cargo(root, &test))?;
+    let doc = ["doc", "--no-deps", "--package", "dolly-core", "--features", FEATURES];
+    run(cargo(root, &doc).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-const FEATURES: &str = "dolly-core/candle,dolly-core/hf-hub";
-
-/// Writes `include/dolly.h` anew.
-pub fn write_header(_root: &Path) -> Outcome {
-    Err("not joined yet".to_owned())
+/// Builds libdolly; gives the directory it is in.
+fn c_library(root: &Path) -> Outcome<PathBuf> {
+    run(&mut cargo(root, &["build", "--release", "--package", "dolly-ffi"]))?;
+    Ok(root.join("target/release"))
 }
 
-/// Installs the C library under `prefix`; gives the directory of the libraries.
-pub fn install(_root: &Path, _prefix: &Path) -> Outcome<PathBuf> {
-    Err("not joined yet".to_owned())
+fn c(root: &Path, libraries: &Path, long: bool) -> Outcome {
+    let model = root.join("models/dolly-nano");
+    ctests::run(root, libraries, &model, Mode::Plain)?;
+    cinstall::check(root, libraries)?;
+    if long {
+        ctests::run(root, libraries, &model, Mode::Asan)?;
+        ctests::run(root, libraries, &model, Mode::Valgrind)?;
+    }
+    Ok(())
 }

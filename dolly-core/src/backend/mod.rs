@@ -35,7 +35,8 @@ pub struct RotaryTable {
     pub sin: Vec<f32>,
     /// Half of the rotated dimensions: the row length of both tables.
     pub half: usize,
-    positions: usize,
+    /// Number of positions: rows of both tables.
+    pub positions: usize,
 }
 
 impl RotaryTable {
@@ -61,11 +62,6 @@ impl RotaryTable {
             }
         }
         Ok(Self { cos, sin, half, positions })
-    }
-
-    /// Number of positions.
-    pub fn positions(&self) -> usize {
-        self.positions
     }
 
     /// Bytes of both tables.

@@ -34,6 +34,8 @@ pub(crate) struct Answer {
     wants_logprobs: bool,
     sampler: Sampler,
     stream: TextStream,
+    /// Ids the tokenizer has; the output layer may have more rows.
+    tokenizer_ids: usize,
     stop: StopStrings,
     /// How many of the stop texts, the last ones, are the checkpoint's own end.
     own_stops: usize,
@@ -73,6 +75,7 @@ impl Answer {
             wants_logprobs: options.logprobs.is_some(),
             sampler: Sampler::new(options, plan.seed, vocab_size)?,
             stream: tokenizer.stream(true),
+            tokenizer_ids: tokenizer.vocab_size(),
             own_stops: stops.len() - options.stop.len(),
             stop_count: stops.len(),
             stop: StopStrings::new(&stops)?,
@@ -168,6 +171,10 @@ impl Answer {
         if self.plan.end_ids.contains(&id) && !self.ignore_end {
             self.flush(piece);
             return Ok(Some(FinishReason::End));
+        }
+        if id as usize >= self.tokenizer_ids {
+            // A padding row of the output layer: an id without text.
+            return Ok(None);
         }
         let Some(text) = self.stream.push(id)? else { return Ok(None) };
         let outcome = self.stop.push(&text);

@@ -202,6 +202,11 @@ impl Ticket {
     pub fn cancel(&self) {
         self.dropped.cancel();
     }
+
+    /// What [`cancel`](Self::cancel) triggers, for other threads.
+    pub fn cancel_token(&self) -> crate::CancelToken {
+        self.dropped.clone()
+    }
 }
 
 impl Drop for Ticket {

@@ -44,7 +44,7 @@ impl Block for Q8_0 {
             let ones = _mm256_set1_epi16(1);
             let zero = _mm256_setzero_si256();
             let mut acc = [[(zero, zero); P]; R];
-            for k in 0..QUANT_BLOCK / 4 {
+            for k in 0..t.quads {
                 for p in 0..P {
                     let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES).cast::<__m256i>();
                     let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));
@@ -80,7 +80,7 @@ impl Block for Q4_0 {
             let low = _mm256_set1_epi8(15);
             let zero = _mm256_setzero_si256();
             let mut acc = [[(zero, zero); P]; R];
-            for k in 0..QUANT_BLOCK / 8 {
+            for k in 0..t.quads / 2 {
                 for p in 0..P {
                     let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES).cast::<__m256i>();
                     let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));

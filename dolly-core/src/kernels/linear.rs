@@ -1,11 +1,12 @@
 //! A linear layer: packed weights, and the loops around the micro-kernels.
 //!
 //! ```text
-//! for each group of panels (a thread's share)      weights stream through once
-//!   for each chunk of at most 192 rows             accumulators (rows, 16) stay in L1
-//!     for each slice of K                          a panel's slice stays in L1
-//!       for each 1..MR rows                        micro-kernel: accumulators in registers
-//!     activation(acc + bias) -> out
+//! for each unit of up to 8 panels (a thread's share)   weights stream through once a row chunk
+//!   for each chunk of at most 96 rows                  sums (panels, rows, 16) stay in L2
+//!     for each slice of K                              the rows' slice stays in L2
+//!       for each panel                                 the panel's slice stays in L1
+//!         for each 1..MR rows                          micro-kernel: sums in registers
+//!     activation(sum + bias) -> out
 //! ```
 //!
 //! One row takes four panels at a time (as many independent sums as the CPU's adders need), two
@@ -16,7 +17,7 @@ use std::mem::MaybeUninit;
 use super::buffer::Buffer;
 use super::pack::{Layout, pack_panel};
 use super::pool::{Pool, Shared, fill};
-use super::quant::{QUANT_BLOCK, QuantTile};
+use super::quant::{QUADS, QUANT_BLOCK, QuantTile};
 use super::table::Kernels;
 use super::tile::Tile;
 use super::vector::LANES;
@@ -24,10 +25,14 @@ use crate::error::{Error, Result, try_vec};
 use crate::model::Activation;
 use crate::weights::RowSource;
 
-/// Rows whose accumulators for one panel are kept together.
-const ROW_CHUNK: usize = 192;
+/// Rows whose sums are kept together.
+const ROW_CHUNK: usize = 96;
+/// Panels that share a pass over the rows' slice of K.
+const UNIT: usize = 8;
 /// Steps of K (not blocks) that a panel's slice has when it serves several tiles: 16 KiB of f32.
 const K_SLICE: usize = 256;
+/// Rows from which re-reading them costs more than leaving a panel's stream of weights.
+const UNIT_FROM: usize = 32;
 /// Below this many multiplications a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 15;
 
@@ -108,8 +113,8 @@ impl Matrix {
     }
 }
 
-/// Room for the sums of one chunk of rows; one row's worth of it is touched for one row.
-type Sums = [MaybeUninit<f32>; ROW_CHUNK * LANES];
+/// Room for the sums of one unit and chunk; one row's worth of it is touched for one row.
+type Sums = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
 
 /// What a thread needs of one call.
 struct Call<'a> {
@@ -151,16 +156,20 @@ pub(crate) fn linear(
     if matrix.layout.quantized() {
         quantize(kernels, pool, x, rows, matrix.inputs, quant)?;
     }
-    let group = panels_at_once(rows);
     let panels = matrix.outputs.div_ceil(LANES);
+    let unit = match rows {
+        // Weights dominate: a unit is what one tile reads, from front to back.
+        ..UNIT_FROM => panels_at_once(rows),
+        _ => (panels / (4 * pool.threads())).clamp(1, UNIT),
+    };
     let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
     let out = Shared::new(out);
     let call = Call { kernels, matrix, x, rows, quant, bias, activation, out };
-    pool.run(panels.div_ceil(group), work >= PARALLEL_FROM, |_, range| {
-        let mut acc = [MaybeUninit::uninit(); ROW_CHUNK * LANES];
-        for g in range {
-            let first = g * group;
-            call.panels(first, group.min(panels - first), &mut acc);
+    pool.run(panels.div_ceil(unit), work >= PARALLEL_FROM, |_, range| {
+        let mut acc = [MaybeUninit::uninit(); UNIT * ROW_CHUNK * LANES];
+        for u in range {
+            let first = u * unit;
+            call.panels(first, unit.min(panels - first), &mut acc);
         }
     });
     Ok(())
@@ -211,7 +220,6 @@ fn quantize(
 impl Call<'_> {
     /// All rows of `count` panels from panel `first` on.
     fn panels(&self, first: usize, count: usize, acc: &mut Sums) {
-        // Several panels only come with as few rows as fit: see `panels_at_once`.
         for start in (0..self.rows).step_by(ROW_CHUNK) {
             let rows = ROW_CHUNK.min(self.rows - start);
             let used = &mut acc[..rows * count * LANES];
@@ -227,14 +235,14 @@ impl Call<'_> {
         }
     }
 
-    fn float_rows(&self, first: usize, count: usize, start: usize, rows: usize, acc: &mut [f32]) {
+    fn float_rows(&self, first: usize, count: usize, start: usize, chunk: usize, acc: &mut [f32]) {
         let (table, layout) = (self.kernels.table(), self.matrix.layout);
         let inputs = self.matrix.inputs;
-        let direct = rows <= table.float_rows;
+        let direct = chunk <= table.float_rows;
         // 16-bit weights that serve many rows are widened once, not once a tile: same values.
         let widen = match layout {
-            Layout::F16 if rows > 2 * table.float_rows => Some(table.widen_f16),
-            Layout::Bf16 if rows > 2 * table.float_rows => Some(table.widen_bf16),
+            Layout::F16 if chunk > 2 * table.float_rows => Some(table.widen_f16),
+            Layout::Bf16 if chunk > 2 * table.float_rows => Some(table.widen_bf16),
             _ => None,
         };
         let mut wide = MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
@@ -245,33 +253,42 @@ impl Call<'_> {
         };
         let slice = if direct { inputs.max(1) } else { K_SLICE };
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        for k in (0..inputs).step_by(slice) {
-            let steps = slice.min(inputs - k);
+        let together = panels_at_once(self.rows);
+        let slices = (0..inputs).step_by(slice);
+        for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
+            let (steps, panels) = (slice.min(inputs - k), together.min(count - p));
             // SAFETY: step `k + steps` is within the panel; `wide` holds a slice. Rows and panels
-            // of each tile exist (`linear` checked the lengths), `acc` holds rows * count * 16.
+            // of each tile exist (`linear` checked the lengths), `acc` holds count * chunk * 16.
             unsafe {
-                let mut w = panel.add(k * layout.step_bytes());
+                let mut w = panel.add(p * self.matrix.panel_bytes() + k * layout.step_bytes());
                 if let Some(widen) = widen {
                     widen(w, wide.as_mut_ptr().cast(), steps);
                     w = wide.as_ptr().cast();
                 }
-                for_each_tile(rows, table.float_rows, |row, rows| {
+                for_each_tile(chunk, table.float_rows, |row, rows| {
                     kernel(&Tile {
                         rows,
-                        panels: count,
+                        panels,
                         k: steps,
                         x: self.x.as_ptr().add((start + row) * inputs + k),
                         x_stride: inputs,
                         w,
                         w_stride: self.matrix.panel_bytes(),
-                        acc: acc.as_mut_ptr().add(row * count * LANES),
+                        acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
                     });
                 });
             }
         }
     }
 
-    fn integer_rows(&self, first: usize, count: usize, start: usize, rows: usize, acc: &mut [f32]) {
+    fn integer_rows(
+        &self,
+        first: usize,
+        count: usize,
+        start: usize,
+        chunk: usize,
+        acc: &mut [f32],
+    ) {
         let (table, layout) = (self.kernels.table(), self.matrix.layout);
         let blocks = layout.steps(self.matrix.inputs);
         let kernel = match layout {
@@ -279,25 +296,29 @@ impl Call<'_> {
             _ => table.tile_q8_0,
         };
         let slice =
-            if rows <= table.quant_rows { blocks.max(1) } else { 2 * K_SLICE / QUANT_BLOCK };
+            if chunk <= table.quant_rows { blocks.max(1) } else { 2 * K_SLICE / QUANT_BLOCK };
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        for b in (0..blocks).step_by(slice) {
-            for_each_tile(rows, table.quant_rows, |row, rows| {
+        let together = panels_at_once(self.rows);
+        let slices = (0..blocks).step_by(slice);
+        for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
+            let panels = together.min(count - p);
+            for_each_tile(chunk, table.quant_rows, |row, rows| {
                 let at = (start + row) * blocks + b;
                 // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
-                // `acc` holds rows * count * 16.
+                // `acc` holds count * chunk * 16.
                 unsafe {
                     kernel(&QuantTile {
                         rows,
-                        panels: count,
+                        panels,
                         blocks: slice.min(blocks - b),
+                        quads: std::hint::black_box(QUADS),
                         x: self.quant.integers.as_ptr().add(at * QUANT_BLOCK),
                         scales: self.quant.scales.as_ptr().add(at),
                         sums: self.quant.sums.as_ptr().add(at),
                         x_stride: blocks,
-                        w: panel.add(b * layout.step_bytes()),
+                        w: panel.add(p * self.matrix.panel_bytes() + b * layout.step_bytes()),
                         w_stride: self.matrix.panel_bytes(),
-                        acc: acc.as_mut_ptr().add(row * count * LANES),
+                        acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
                     });
                 }
             });
@@ -307,7 +328,10 @@ impl Call<'_> {
     /// Adds the bias, applies the activation, and writes the columns that exist.
     fn finish(&self, first: usize, count: usize, start: usize, rows: usize, acc: &[f32]) {
         let outputs = self.matrix.outputs;
+        let together = panels_at_once(self.rows);
         for p in 0..count {
+            let group = p - p % together;
+            let panels = together.min(count - group);
             let column = (first + p) * LANES;
             let columns = LANES.min(outputs - column);
             let mut bias = [0.0; LANES];
@@ -315,7 +339,8 @@ impl Call<'_> {
                 bias[..columns].copy_from_slice(&all[column..column + columns]);
             }
             for r in 0..rows {
-                let (groups, _) = acc[(r * count + p) * LANES..].as_chunks::<LANES>();
+                let (groups, _) =
+                    acc[(group * rows + r * panels + p - group) * LANES..].as_chunks::<LANES>();
                 let Some(acc) = groups.first() else { continue };
                 // SAFETY: row and columns are inside `out` (`linear` checked its length), and no
                 // other thread has this panel; the table's instructions are there.

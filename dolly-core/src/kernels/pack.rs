@@ -72,32 +72,47 @@ impl Layout {
     }
 }
 
+/// Elements of K that are packed for all sixteen rows before the next: the steps they are
+/// scattered over stay in L1.
+const PART: usize = 4 * QUANT_BLOCK;
+
 /// Packs up to sixteen rows of `columns` weights into one zeroed panel.
 ///
 /// `panel.len()` is [`Layout::panel_bytes`]; longer or shorter slices fill what they reach.
 pub(super) fn pack_panel(layout: Layout, rows: &[f32], columns: usize, panel: &mut [u8]) {
-    if columns == 0 {
-        return;
-    }
-    for (lane, row) in rows.chunks_exact(columns).take(LANES).enumerate() {
-        match layout {
-            Layout::F32 => {
-                let (cells, _) = panel.as_chunks_mut::<4>();
-                for (cell, x) in cells.iter_mut().skip(lane).step_by(LANES).zip(row) {
-                    *cell = x.to_ne_bytes();
+    let part_bytes = layout.steps(PART) * layout.step_bytes();
+    for (i, panel) in panel.chunks_mut(part_bytes).enumerate() {
+        let part = i * PART..columns.min((i + 1) * PART);
+        for (lane, row) in rows.chunks_exact(columns.max(1)).take(LANES).enumerate() {
+            let Some(row) = row.get(part.clone()) else { continue };
+            match layout {
+                Layout::F32 => scatter(row, lane, panel, |x| x.to_ne_bytes()),
+                Layout::F16 => pack_f16(row, lane, panel),
+                Layout::Bf16 => {
+                    scatter(row, bf16_place(lane), panel, |x| bf16::from_f32(x).to_ne_bytes())
                 }
+                Layout::Q8_0 => pack_q8_0(row, lane, panel),
+                Layout::Q4_0 => pack_q4_0(row, lane, panel),
             }
-            Layout::F16 => pack_f16(row, lane, panel),
-            Layout::Bf16 => {
-                let at = if lane < LANES / 2 { 2 * lane } else { 2 * (lane - LANES / 2) + 1 };
-                let (cells, _) = panel.as_chunks_mut::<2>();
-                for (cell, x) in cells.iter_mut().skip(at).step_by(LANES).zip(row) {
-                    *cell = bf16::from_f32(*x).to_ne_bytes();
-                }
-            }
-            Layout::Q8_0 => pack_q8_0(row, lane, panel),
-            Layout::Q4_0 => pack_q4_0(row, lane, panel),
         }
+    }
+}
+
+/// Where a step keeps the bf16 of a lane: lanes 0 and 8 share a 32-bit word, then 1 and 9, ...
+fn bf16_place(lane: usize) -> usize {
+    if lane < LANES / 2 { 2 * lane } else { 2 * (lane - LANES / 2) + 1 }
+}
+
+/// Writes one lane of consecutive steps.
+fn scatter<const N: usize>(
+    row: &[f32],
+    place: usize,
+    panel: &mut [u8],
+    convert: impl Fn(f32) -> [u8; N],
+) {
+    let (cells, _) = panel.as_chunks_mut::<N>();
+    for (cell, x) in cells.iter_mut().skip(place).step_by(LANES).zip(row) {
+        *cell = convert(*x);
     }
 }
 

@@ -27,6 +27,9 @@ struct State {
     process: u32,
     /// `None`: one thread, or a child process that could start none; the caller does the work.
     pool: Option<rayon::ThreadPool>,
+    /// Held by the caller whose work the threads do. Without it a thread that waits for its
+    /// siblings takes up the next caller's work on top of its own, as deep as there are callers.
+    gate: Mutex<()>,
 }
 
 impl State {
@@ -40,7 +43,18 @@ impl State {
                     .build()?,
             ),
         };
-        Ok(Self { process: std::process::id(), pool })
+        Ok(Self { process: std::process::id(), pool, gate: Mutex::new(()) })
+    }
+
+    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            None => work(),
+            Some(pool) if pool.current_thread_index().is_some() => work(),
+            Some(pool) => {
+                let _turn = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+                pool.install(work)
+            }
+        }
     }
 }
 
@@ -72,7 +86,7 @@ impl Pool {
             if current.process == std::process::id() {
                 return Arc::clone(current);
             }
-            let lone = State { process: std::process::id(), pool: None };
+            let lone = State { process: std::process::id(), pool: None, gate: Mutex::new(()) };
             Arc::new(fresh.take().unwrap_or(lone))
         });
         // Dropping it would signal threads that do not exist, through locks they may have held.
@@ -81,11 +95,10 @@ impl Pool {
     }
 
     /// Runs `work` on one of the threads, so that the operations inside start without a hand-over.
+    ///
+    /// One caller's work at a time; others wait. Inside `work` a further call runs at once.
     pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.state().pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
+        self.state().install(work)
     }
 
     /// Calls `work(worker, items)` with consecutive ranges that cover `0..items` once.
@@ -100,12 +113,12 @@ impl Pool {
     ) {
         let workers = self.threads.min(items);
         let state = self.state();
-        let Some(pool) = state.pool.as_ref().filter(|_| parallel && workers > 1) else {
+        if state.pool.is_none() || !parallel || workers <= 1 {
             if items > 0 {
                 work(0, 0..items);
             }
             return;
-        };
+        }
         let chunk = items.div_ceil(workers * CHUNKS);
         let next = AtomicUsize::new(0);
         let worker = |worker: usize| loop {
@@ -115,7 +128,7 @@ impl Pool {
             }
             work(worker, start..items.min(start.saturating_add(chunk)));
         };
-        pool.install(|| fan_out(0..workers, &worker));
+        state.install(|| fan_out(0..workers, &worker));
     }
 }
 

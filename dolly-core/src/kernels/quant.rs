@@ -17,6 +17,9 @@ use super::vector::LANES;
 /// Elements along K that share a scale.
 pub(crate) const QUANT_BLOCK: usize = 32;
 
+/// Groups of four elements in a block.
+pub(super) const QUADS: usize = QUANT_BLOCK / 4;
+
 /// Largest magnitude and the value that has it; NaN never wins.
 fn extreme(block: &[f32; QUANT_BLOCK]) -> (f32, f32) {
     block.iter().fold(
@@ -95,6 +98,9 @@ pub(super) struct QuantTile {
     pub panels: usize,
     /// Blocks along K.
     pub blocks: usize,
+    /// [`QUADS`], unknown to the compiler: it would unroll the loop over them, merge the sums of
+    /// several steps and run out of registers.
+    pub quads: usize,
     /// Integers of row 0.
     pub x: *const i8,
     /// Scales of row 0.

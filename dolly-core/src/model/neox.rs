@@ -55,7 +55,7 @@ impl<B: Backend> NeoX<B> {
 
     /// Longest sequence that [`forward`](Self::forward) accepts, in tokens.
     pub fn context_length(&self) -> usize {
-        self.rotary.positions()
+        self.rotary.positions
     }
 
     /// Bytes held by the weights and the rotary table.

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::generate::Generation;
 use crate::generate::engine::Ticket;
 use crate::generate::request::Event;
+use crate::options::CancelToken;
 
 /// The pieces of an answer as they become certain; made by [`Pipeline::stream`].
 ///
@@ -52,6 +53,11 @@ impl Stream {
     /// Asks the engine to stop; the text so far stays, as a cancelled [`Generation`].
     pub fn cancel(&self) {
         self.ticket.cancel();
+    }
+
+    /// A token that stops this request alone, from any thread, while another reads the stream.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.ticket.cancel_token()
     }
 
     /// Waits for the end and gives the whole answer; pieces not yet read are in its text.

@@ -160,7 +160,8 @@ impl Tokenizer {
     ///
     /// With `special`, special tokens in the text become their ids, as in the reference's whole
     /// string encoding; without, the result never holds a special id, whatever the text. Added
-    /// tokens that are not special (runs of blanks) match in both cases.
+    /// tokens that are not special (runs of blanks) match in both cases. A byte that the
+    /// vocabulary has no token for is [`Error::InvalidInput`]: no text is lost in silence.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let inner = &*self.0;
         let vocabulary = if special { &inner.with_special } else { &inner.without_special };
@@ -193,8 +194,12 @@ impl Tokenizer {
         }
         for part in words::split(&self.0.words, text) {
             word.ids.clear();
-            let bytes = part.bytes().map(|byte| self.0.byte_ids[usize::from(byte)]);
-            word.ids.extend(bytes.flatten());
+            for byte in part.bytes() {
+                word.ids.push(self.0.byte_ids[usize::from(byte)].ok_or_else(|| {
+                    let reason = format!("the vocabulary has no token for byte {byte:#04x}");
+                    Error::InvalidInput(format!("{reason}, in {part:?}"))
+                })?);
+            }
             self.0.merges.apply(word)?;
             for id in &word.ids {
                 match !special && self.is_special(*id) {

@@ -138,18 +138,13 @@ impl Parts {
     }
 }
 
-/// Every byte of UTF-8 has its own token, so that no text is lost, and that token is no framing.
+/// No byte's token is framing: plain text could spell it.
 fn check_bytes(byte_ids: &[Option<u32>; 256], is_special: &[bool]) -> Result<(), String> {
-    for (byte, id) in byte_ids.iter().enumerate() {
-        // C0, C1 and F5 to FF occur in no UTF-8 text (RFC 3629).
-        let in_utf8 = !matches!(byte, 0xC0 | 0xC1 | 0xF5..);
-        match id.and_then(|id| is_special.get(id as usize)) {
-            None if in_utf8 => return Err(format!("the vocabulary has no token for byte {byte}")),
-            Some(true) => return Err(format!("the token of byte {byte} is special")),
-            _ => {}
-        }
+    let special = |id: Option<u32>| id.and_then(|id| is_special.get(id as usize)) == Some(&true);
+    match byte_ids.iter().position(|id| special(*id)) {
+        Some(byte) => Err(format!("the token of byte {byte} is special")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn check_token(token: &str) -> Result<(), String> {

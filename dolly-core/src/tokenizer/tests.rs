@@ -170,18 +170,6 @@ fn hostile() -> Vec<(&'static str, String)> {
         ("no \"model\"", without("", "model")),
         ("no \"vocab\"", without("/model", "vocab")),
         ("no \"merges\"", without("/model", "merges")),
-        (
-            "no token for byte",
-            without("/model/vocab", "Ġ").replace("256", "32").replace("257", "256"),
-        ),
-        (
-            "no token for byte 0",
-            file("/model/vocab", json!({"a": 0, "b": 1}))
-                .replace("\"a\":0", "\"c\":0")
-                .replace("a b", "c b")
-                .replace("\"merges\":[\"c b\"]", "\"merges\":[]")
-                .replace("257", "2"),
-        ),
         ("both id 5", file("/model/vocab/ab", json!(5))),
         ("id 4294967295", file("/model/vocab/ab", json!(u32::MAX))),
         ("invalid", file("/model/vocab/ab", json!(-1))),
@@ -318,7 +306,7 @@ fn merges_are_those_of_the_crate() {
     let reference = builder.cache_capacity(0).build().unwrap();
     let checked = file.check().unwrap();
     let merges = Merges::new(file.tokens.len(), &checked.merges).unwrap();
-    let mut scratch = Scratch::default();
+    let scratch = std::cell::RefCell::new(Scratch::default());
     let words =
         proptest::prop_oneof!["[a-e ]{0,60}", "[ -~]{0,60}", "\\PC{0,20}", "(ab|aab|a){0,40}"];
     let config = proptest::test_runner::Config::with_cases(2000);
@@ -326,6 +314,7 @@ fn merges_are_those_of_the_crate() {
         let spelled: String = word.bytes().map(|b| words::BYTE_CHARS[usize::from(b)]).collect();
         let expected = reference.tokenize(&spelled).unwrap();
         let expected: Vec<u32> = expected.iter().map(|token| token.id).collect();
+        let mut scratch = scratch.borrow_mut();
         scratch.ids.clear();
         scratch.ids.extend(word.bytes().filter_map(|b| checked.byte_ids[usize::from(b)]));
         merges.apply(&mut scratch).unwrap();
@@ -414,10 +403,7 @@ fn a_run_of_a_million_blanks_does_not_hide_the_words_after_it() {
         let ids = tokenizer.encode(&text, false).unwrap();
         let expected = tokenizer.encode(tail, false).unwrap();
         assert!(ids.ends_with(&expected));
-        assert_eq!(
-            tokenizer.decode(&ids, false).unwrap().len(),
-            text.replace('\u{2003}', "\u{2003}").len()
-        );
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
 }
 

@@ -71,6 +71,31 @@ fn options_outside_their_range_are_errors() {
     assert_eq!(portable.unwrap().isa(), "portable");
 }
 
+/// The set named by the environment, seen by a process of its own.
+#[test]
+fn the_environment_names_the_instruction_set() {
+    let report = |value: &str| {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "backend::cpu::tests::reports_its_set", "--ignored", "--nocapture"])
+            .env("DOLLY_FORCE_ISA", value)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(report("portable").contains("runs on portable"));
+    assert!(report("sse9").contains("option DOLLY_FORCE_ISA: sse9 is not allowed"));
+    assert!(report("").contains(&format!("runs on {}", backend(1).isa())));
+}
+
+#[test]
+#[ignore = "run by the_environment_names_the_instruction_set with the variable set"]
+fn reports_its_set() {
+    match CpuBackend::new(CpuOptions { threads: Some(1) }) {
+        Ok(backend) => println!("runs on {}", backend.isa()),
+        Err(error) => println!("{error}"),
+    }
+}
+
 #[test]
 fn embeddings_hold_what_their_format_keeps() {
     let (rows, width) = (50, 72);
@@ -235,6 +260,16 @@ fn one_backend_serves_many_threads() {
             });
         }
     });
+}
+
+/// A step inside a step would wait for itself if the second asked for a turn.
+#[test]
+fn installed_work_may_install_and_panic() {
+    let backend = backend(2);
+    assert_eq!(backend.install(|| backend.install(|| 7)), 7);
+    let panics = std::panic::AssertUnwindSafe(|| backend.install(|| panic!("by request")));
+    assert!(std::panic::catch_unwind(panics).is_err());
+    assert_eq!(backend.install(|| 8), 8);
 }
 
 /// The child of a fork has none of the pool's threads; it must compute all the same, not wait.

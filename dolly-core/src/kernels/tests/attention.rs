@@ -23,6 +23,7 @@ impl Case {
             cos: (0..count).map(|i| angle(i).cos()).collect(),
             sin: (0..count).map(|i| angle(i).sin()).collect(),
             half: self.half,
+            positions: self.tokens,
         }
     }
 

@@ -128,7 +128,8 @@ fn products_match_f64() {
 
 #[test]
 fn bits_do_not_depend_on_rows_or_threads() {
-    let (outputs, inputs, most) = (103, 600, 200);
+    // Enough for several panels in a unit, slices of K in every format, and a second row chunk.
+    let (outputs, inputs, most) = (603, 600, 100);
     for kernels in sets() {
         for layout in LAYOUTS {
             let mut numbers = Numbers(11);
@@ -143,7 +144,7 @@ fn bits_do_not_depend_on_rows_or_threads() {
             for threads in 1..=4 {
                 let pool = pool(threads);
                 let packed = Matrix::pack(&pool, &source, layout).unwrap();
-                for rows in (1..=16).chain([31, most]) {
+                for rows in (1..=16).chain([31, 33, most]) {
                     let found = product(kernels, &pool, &packed, &x[..rows * inputs], rows);
                     assert!(
                         bits(&found) == expected[..rows * outputs],

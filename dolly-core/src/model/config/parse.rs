@@ -232,7 +232,7 @@ impl Config {
         if heads == 0 || hidden % heads != 0 {
             return error("num_attention_heads", format!("{heads} do not divide {hidden}"));
         }
-        if self.rotary_dims % 2 != 0 || self.rotary_dims > self.head_dim() {
+        if !self.rotary_dims.is_multiple_of(2) || self.rotary_dims > self.head_dim() {
             let (dims, width) = (self.rotary_dims, self.head_dim());
             let reason =
                 format!("{dims} rotated dimensions; expected an even number up to {width}");
