@@ -143,7 +143,7 @@ def test_ctrl_c_leaves(endless_dir: Path) -> None:
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=120)
     assert child.returncode == 130
-    assert set(out) == {EURO}
+    assert set(out) <= {EURO}
     assert "Traceback" not in err
 
 
