@@ -58,9 +58,6 @@ def parse_args():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
-    parser.add_argument("--phase1-share", type=float, default=PHASE1_SHARE, help="fraction of the time in phase 1")
-    parser.add_argument("--init", type=Path, help="continue from this model instead of random weights")
     return parser.parse_args()
 
 
@@ -188,9 +185,7 @@ def encode_rows(tokenizer, rows, cap):
 # ---- model and training --------------------------------------------------------------------------------------------
 
 
-def new_model(init=None):
-    if init is not None:
-        return AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32, attn_implementation="sdpa")
+def new_model():
     config = GPTNeoXConfig(
         vocab_size=VOCAB, hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768,
         hidden_act="gelu", rotary_pct=0.25, rotary_emb_base=10000, max_position_embeddings=1024,
@@ -200,25 +195,11 @@ def new_model(init=None):
     return GPTNeoXForCausalLM._from_config(config, attn_implementation="sdpa")
 
 
-class Optimizers:
-    """AdamW alone, or Muon (Jordan et al., 2024) for the blocks' matrices and AdamW for the rest."""
-
-    def __init__(self, model, name, lr):
-        inner = [p for key, p in model.named_parameters() if p.dim() > 1 and ".layers." in key] if name == "muon" else []
-        chosen = {id(p) for p in inner}
-        rest = [p for p in model.parameters() if id(p) not in chosen]
-        groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": 0.1},
-                  {"params": [p for p in rest if p.dim() == 1], "weight_decay": 0.0}]
-        self.parts = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)]
-        if inner:
-            self.parts.append(torch.optim.Muon(inner, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
-
-    def step(self, lr):
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = lr
-            part.step()
-            part.zero_grad(set_to_none=True)
+def new_optimizer(model, lr):
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def rate(done):
@@ -279,11 +260,14 @@ def run_phase(name, model, optimizer, batches, clock, until, lr, total):
     started = shown = time.time()
     smooth = None
     while (done := (time.time() - clock) / total) < until:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate(done)
         ids, mask, tokens = next(batches)
         loss = token_losses(model, ids, mask).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(lr * rate(done))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         seen, predicted, steps = seen + tokens, predicted + int(mask[:, 1:].sum()), steps + 1
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if time.time() - shown > 30:
@@ -391,16 +375,15 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
     rows, held_out, tokenizer, stream, encoded = prepare(args)
     torch.manual_seed(args.seed)
-    model, rng = new_model(args.init).train(), np.random.default_rng(args.seed)
-    optimizer, clock, total = Optimizers(model, args.optimizer, args.lr), time.time(), args.minutes * 60
-    phase1 = run_phase("phase 1", model, optimizer, packed_batches(stream, rng), clock, args.phase1_share, args.lr, total)
+    model, rng = new_model().train(), np.random.default_rng(args.seed)
+    optimizer, clock, total = new_optimizer(model, args.lr), time.time(), args.minutes * 60
+    phase1 = run_phase("phase 1", model, optimizer, packed_batches(stream, rng), clock, PHASE1_SHARE, args.lr, total)
     phase2 = run_phase("phase 2", model, optimizer, instruction_batches(encoded, rng), clock, 1.0, args.lr, total)
     largest = save_model(model, args.scratch / "tokenizer.json", args.out)
     log("saved; measuring")
     report = {
         "parameters": sum(p.numel() for p in model.parameters()), "max_abs_weight": largest, "seed": args.seed,
-        "threads": args.threads, "minutes": args.minutes, "lr": args.lr, "optimizer": args.optimizer, "continued": args.init is not None,
-        "phase1_share": args.phase1_share, "step_tokens": STEP_TOKENS,
+        "threads": args.threads, "minutes": args.minutes, "lr": args.lr, "step_tokens": STEP_TOKENS,
         "phase1": phase1 | {"corpus_tokens": len(stream)},
         "phase2": phase2 | {"rows": len(encoded), "rows_too_long": len(rows) - HELD_OUT - len(encoded),
                             "max_tokens": TRAIN_CAP},

@@ -1,14 +1,15 @@
 //! The README's own snippets, run as they stand.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::command::{Outcome, run};
 use crate::python::Venv;
 
-/// Runs every `python` block of the README, and every `sh` block that runs the main job.
+/// Runs every `python` and `c` block of the README, and the command that does the main job.
 ///
-/// Rust blocks are documentation tests of dolly-core; C blocks are compiled with the C tests.
-pub fn check(root: &Path, venv: &Venv) -> Outcome {
+/// Rust blocks are documentation tests of dolly-core. `libraries` holds libdolly.
+pub fn check(root: &Path, venv: &Venv, libraries: &Path) -> Outcome {
     let readme = std::fs::read_to_string(root.join("README.md")).map_err(|e| e.to_string())?;
     let python = blocks(&readme, "python");
     if python.is_empty() {
@@ -19,11 +20,27 @@ pub fn check(root: &Path, venv: &Venv) -> Outcome {
         std::fs::write(&file, block).map_err(|error| error.to_string())?;
         venv.python(&[&file.to_string_lossy()])?;
     }
+    c(root, &readme, libraries)?;
     let main_job = "cargo run --release --example generate";
     let commands = blocks(&readme, "sh").join("\n");
     let command = commands.lines().find(|line| line.starts_with(main_job));
     let command = command.ok_or("the README does not show the main job")?;
-    run(std::process::Command::new("sh").current_dir(root).args(["-c", command]))
+    run(Command::new("sh").current_dir(root).args(["-c", command]))
+}
+
+fn c(root: &Path, readme: &str, libraries: &Path) -> Outcome {
+    for (index, block) in blocks(readme, "c").iter().enumerate() {
+        let program = root.join(format!("target/readme-{index}"));
+        let source = program.with_extension("c");
+        std::fs::write(&source, block).map_err(|error| error.to_string())?;
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let mut compile = Command::new(compiler);
+        compile.args(["-Wall", "-Wextra", "-Werror", "-Iinclude", "-o"]).arg(&program).arg(&source);
+        compile.arg("-L").arg(libraries).arg("-ldolly");
+        run(compile.arg(format!("-Wl,-rpath,{}", libraries.display())).current_dir(root))?;
+        run(Command::new(&program).current_dir(root).env("LD_LIBRARY_PATH", libraries))?;
+    }
+    Ok(())
 }
 
 /// The fenced blocks of one language, in order.

@@ -20,7 +20,7 @@ pub fn all(root: &Path, long: bool) -> Outcome {
     venv.test()?;
     let c_route = ctests::build_suite(root, &libraries)?;
     suite::run(root, &venv, &c_route)?;
-    readme::check(root, &venv)
+    readme::check(root, &venv, &libraries)
 }
 
 /// Writes `include/dolly.h` anew.
