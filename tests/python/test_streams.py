@@ -128,7 +128,8 @@ def test_another_thread_cancels(endless: Pipe) -> None:
     canceller.start()
     text = "".join(stream)
     canceller.join()
-    assert set(text) <= {EURO}
+    # A cancel may fall within a character: what is left of it is one replacement character.
+    assert set(text.removesuffix("\ufffd")) <= {EURO}
     assert stream.generation is not None
     assert stream.generation.finish_reason == "cancelled"
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,15 +49,18 @@ def progress_meanwhile(call: Callable[[], object]) -> int:
     return after - before
 
 
+# Long enough for the other thread to wake up meanwhile, on any machine.
+LONG: Any = {"max_new_tokens": 700, "ignore_end": True}
+
 CALLS: dict[str, Callable[[Pipe], object]] = {
-    "call": lambda pipe: pipe("a", max_new_tokens=30),
-    "generate": lambda pipe: pipe.generate("a", max_new_tokens=30),
-    "generate_batch": lambda pipe: pipe.generate_batch(["a", "b"], max_new_tokens=30),
-    "stream": lambda pipe: list(pipe.stream("a", max_new_tokens=30)),
-    "complete": lambda pipe: pipe.complete("H", max_new_tokens=30),
-    "complete_batch": lambda pipe: pipe.complete(["H", "i"], max_new_tokens=30),
-    "score": lambda pipe: pipe.score("a", "b"),
-    "classify": lambda pipe: pipe.classify("a", ["b", "c"]),
+    "call": lambda pipe: pipe("a", **LONG),
+    "generate": lambda pipe: pipe.generate("a", **LONG),
+    "generate_batch": lambda pipe: pipe.generate_batch(["a", "b"], **LONG),
+    "stream": lambda pipe: list(pipe.stream("a", **LONG)),
+    "complete": lambda pipe: pipe.complete("H", **LONG),
+    "complete_batch": lambda pipe: pipe.complete(["H", "i"], **LONG),
+    "score": lambda pipe: pipe.score("a", "b" * 700),
+    "classify": lambda pipe: pipe.classify("a", ["b" * 700, "c" * 700]),
     "logits": lambda pipe: pipe.logits([3] * 1000),
     "encode": lambda pipe: pipe.tokenizer.encode("a word " * 20_000),
     "load": lambda pipe: dolly_rs.pipeline(pipe.id).close(),

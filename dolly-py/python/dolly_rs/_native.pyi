@@ -8,9 +8,20 @@ import numpy.typing as npt
 
 from .options import GenerateOptions, Settings
 
+__all__ = [
+    "Pipeline",
+    "Stream",
+    "Tokenizer",
+    "__version__",
+    "convert",
+    "default_options",
+    "load",
+    "tensors",
+]
+
 _Timings: TypeAlias = tuple[float, float, float, float, list[float]]
 _Logprob: TypeAlias = tuple[int, float, list[tuple[int, float]]]
-GenerationParts: TypeAlias = tuple[
+_GenerationParts: TypeAlias = tuple[
     str, list[int], str, tuple[int, int], _Timings, list[_Logprob] | None, int
 ]
 
@@ -20,17 +31,17 @@ __version__: str
 class Pipeline:
     def generate(
         self, instruction: str, context: str | None, options: GenerateOptions
-    ) -> GenerationParts: ...
+    ) -> _GenerationParts: ...
     def stream(self, instruction: str, context: str | None, options: GenerateOptions) -> Stream: ...
     def generate_batch(
         self, instructions: Sequence[tuple[str, str | None]], options: GenerateOptions
-    ) -> list[GenerationParts | Exception]: ...
+    ) -> list[_GenerationParts | Exception]: ...
     def complete(
         self, prompt: str | Sequence[int], options: GenerateOptions
-    ) -> GenerationParts: ...
+    ) -> _GenerationParts: ...
     def complete_batch(
         self, prompts: Sequence[str | Sequence[int]], options: GenerateOptions
-    ) -> list[GenerationParts | Exception]: ...
+    ) -> list[_GenerationParts | Exception]: ...
     def score(
         self, instruction: str, context: str | None, response: str, deadline: float | None
     ) -> tuple[list[int], list[float], float, float]: ...
@@ -65,7 +76,7 @@ class Stream:
     def next(self) -> str | None: ...
     def cancel(self) -> None: ...
     def close(self) -> None: ...
-    def generation(self) -> GenerationParts | None: ...
+    def generation(self) -> _GenerationParts | None: ...
 
 @final
 class Tokenizer:

@@ -464,7 +464,7 @@ def _is_batch(prompt: Sequence[Any]) -> bool:
     return len(prompt) == 0 or isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
 
 
-def _rows(rows: list[_native.GenerationParts | Exception], on_error: OnError) -> list[Any]:
+def _rows(rows: list[_native._GenerationParts | Exception], on_error: OnError) -> list[Any]:
     """Generations; the first exception is raised unless it is to be returned in its place."""
     if on_error not in ("raise", "return"):
         raise InvalidArgumentError(f"on_error {on_error!r}; expected 'raise' or 'return'")

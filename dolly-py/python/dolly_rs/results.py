@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ._native import GenerationParts
+    from ._native import _GenerationParts
 
 __all__ = ["Classification", "Generation", "Record", "Score", "Timings", "TokenLogprob", "Usage"]
 
@@ -94,7 +94,7 @@ class Generation:
     seed: int
 
     @classmethod
-    def of(cls, parts: GenerationParts) -> Self:
+    def of(cls, parts: _GenerationParts) -> Self:
         """A generation from the tuple of the native half."""
         text, ids, reason, usage, timings, logprobs, seed = parts
         entries = None if logprobs is None else [TokenLogprob(*entry) for entry in logprobs]
