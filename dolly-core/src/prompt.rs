@@ -362,12 +362,17 @@ pub fn answer_in_text(text: &str) -> Option<&str> {
     found(r"(?s)#+\s*Response:\s*(.+?)#+\s*End").or_else(|| found(r"(?s)#+\s*Response:\s*(.+)"))
 }
 
-/// `text` without blanks at both ends, as Python's `str.strip` sees them.
-pub fn strip(text: &str) -> &str {
-    text.trim_matches(is_python_space)
+/// Whether Python's `str.strip()` removes `c`: Unicode white space and the four separators U+001C to
+/// U+001F.
+pub fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
 
-/// `str.isspace`: Unicode white space and the four separators U+001C to U+001F.
-fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
+/// `text` without blank space at its ends, as Python's `str.strip()`.
+///
+/// ```
+/// assert_eq!(dolly_core::prompt::strip("\u{1c} a b\n"), "a b");
+/// ```
+pub fn strip(text: &str) -> &str {
+    text.trim_matches(is_python_space)
 }

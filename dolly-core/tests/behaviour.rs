@@ -365,3 +365,43 @@ fn a_closed_pipeline_says_so() {
     assert!(matches!(pipe.logits(&[1]), Err(Error::Closed)));
     clone.close();
 }
+
+/// dolly-nano without Dolly's three special tokens: what a plain Pythia is.
+fn plain_model() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let nano = support::golden().join("../../models/dolly-nano");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(nano.join(name), directory.path().join(name)).unwrap();
+    }
+    let tokenizer = std::fs::read(nano.join("tokenizer.json")).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&tokenizer).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    added.retain(|token| !token["content"].as_str().unwrap().starts_with("###"));
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    directory
+}
+
+#[test]
+fn a_checkpoint_without_an_end_token_ends_at_its_text() {
+    let directory = plain_model();
+    let pipe = Pipeline::from_pretrained(directory.path().to_str().unwrap()).unwrap();
+    assert_eq!(pipe.tokenizer().id_of("### End"), None);
+    let ids = pipe.tokenizer().encode("### End", false).unwrap();
+    let (hash, rest) = (ids[0], &ids[3..]);
+    assert!(ids[..3] == [hash; 3] && !rest.is_empty() && !rest.contains(&hash), "{ids:?}");
+    // The penalty takes 100 per use, so the first id leads three times, then each other once.
+    let others = rest.iter().enumerate().map(|(n, id)| (*id, 750.0 - 10.0 * n as f32));
+    let options = GenerateOptions {
+        logit_bias: others.chain([(hash, 1000.0)]).collect(),
+        frequency_penalty: 100.0,
+        max_new_tokens: 40,
+        ..GenerateOptions::greedy()
+    };
+    let answer = pipe.generate(QUESTION, &options).unwrap();
+    assert_eq!((answer.text.as_str(), answer.finish_reason), ("", FinishReason::End));
+    assert_eq!(answer.token_ids, ids);
+    let on = GenerateOptions { ignore_end: true, ..options };
+    let answer = pipe.generate(QUESTION, &on).unwrap();
+    assert!(answer.text.starts_with("### End"), "{}", answer.text);
+    assert_eq!(answer.finish_reason, FinishReason::Length);
+}

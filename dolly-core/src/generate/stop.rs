@@ -4,6 +4,7 @@
 //! pieces.
 
 use crate::error::{Error, Result, try_vec};
+use crate::prompt::is_python_space;
 
 /// What [`StopStrings::push`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,21 +137,6 @@ impl Matcher {
         }
         self.matched == self.text.len()
     }
-}
-
-/// Whether Python's `str.strip()` removes `c`: Unicode White_Space as in
-/// [`char::is_whitespace`], and the separators U+001C to U+001F, which Rust does not count.
-pub fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
-
-/// `text` without blank space at its ends, as Python's `str.strip()`.
-///
-/// ```
-/// assert_eq!(dolly_core::generate::stop::strip("\u{1c} a b\n"), "a b");
-/// ```
-pub fn strip(text: &str) -> &str {
-    text.trim_matches(is_python_space)
 }
 
 /// Strips a stream: the pieces given out make up [`strip`] of the pieces taken in.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::prompt::strip;
 
 fn strings(stops: &[&str]) -> Vec<String> {
     stops.iter().map(|stop| (*stop).to_owned()).collect()
