@@ -47,7 +47,9 @@ fn rust(root: &Path) -> Outcome {
     let test = ["test", "--workspace", "--exclude", "dolly-py", "--features", FEATURES];
     run(&mut cargo(root, &test))?;
     let doc = ["doc", "--no-deps", "--package", "dolly-core", "--features", FEATURES];
-    run(cargo(root, &doc).env("RUSTDOCFLAGS", "-D warnings"))
+    // Module headers guide readers of the source to private modules too.
+    let flags = "-D warnings -A rustdoc::private-intra-doc-links";
+    run(cargo(root, &doc).env("RUSTDOCFLAGS", flags))
 }
 
 /// Builds libdolly; gives the directory it is in.

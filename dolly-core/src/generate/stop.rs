@@ -139,7 +139,7 @@ impl Matcher {
     }
 }
 
-/// Strips a stream: the pieces given out make up [`strip`] of the pieces taken in.
+/// Strips a stream: the pieces given out make up [`strip`](crate::prompt::strip) of the pieces taken in.
 ///
 /// ```
 /// use dolly_core::generate::stop::Trim;
