@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,15 @@ import tiny
 
 ANSWER = "Hi, you!"
 EURO = "€"
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and let child processes hear it, where the shell made this one deaf to it.
+
+    A command started in the background inherits an ignored SIGINT, and so do its children.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
