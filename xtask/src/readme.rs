@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::cinstall;
 use crate::command::{Outcome, run};
 use crate::python::Venv;
 
 /// Runs every `python` and `c` block of the README, and the command that does the main job.
 ///
-/// Rust blocks are documentation tests of dolly-core. `libraries` holds libdolly.
-pub fn check(root: &Path, venv: &Venv, libraries: &Path) -> Outcome {
+/// Rust blocks are documentation tests of dolly-core. `artifacts` holds the libraries built.
+pub fn check(root: &Path, venv: &Venv, artifacts: &Path) -> Outcome {
     let readme = std::fs::read_to_string(root.join("README.md")).map_err(|e| e.to_string())?;
     let python = blocks(&readme, "python");
     if python.is_empty() {
@@ -20,7 +21,7 @@ pub fn check(root: &Path, venv: &Venv, libraries: &Path) -> Outcome {
         std::fs::write(&file, block).map_err(|error| error.to_string())?;
         venv.python(&[&file.to_string_lossy()])?;
     }
-    c(root, &readme, libraries)?;
+    c(root, &readme, artifacts)?;
     let main_job = "cargo run --release --example generate";
     let commands = blocks(&readme, "sh").join("\n");
     let command = commands.lines().find(|line| line.starts_with(main_job));
@@ -28,17 +29,20 @@ pub fn check(root: &Path, venv: &Venv, libraries: &Path) -> Outcome {
     run(Command::new("sh").current_dir(root).args(["-c", command]))
 }
 
-fn c(root: &Path, readme: &str, libraries: &Path) -> Outcome {
+/// Compiles and runs the C blocks as a user would, against an installed library.
+fn c(root: &Path, readme: &str, artifacts: &Path) -> Outcome {
+    let prefix = root.join("target/readme-prefix");
+    let libraries = cinstall::install(root, &prefix, artifacts)?;
     for (index, block) in blocks(readme, "c").iter().enumerate() {
         let program = root.join(format!("target/readme-{index}"));
         let source = program.with_extension("c");
         std::fs::write(&source, block).map_err(|error| error.to_string())?;
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
         let mut compile = Command::new(compiler);
-        compile.args(["-Wall", "-Wextra", "-Werror", "-Iinclude", "-o"]).arg(&program).arg(&source);
-        compile.arg("-L").arg(libraries).arg("-ldolly");
-        run(compile.arg(format!("-Wl,-rpath,{}", libraries.display())).current_dir(root))?;
-        run(Command::new(&program).current_dir(root).env("LD_LIBRARY_PATH", libraries))?;
+        compile.args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&source);
+        compile.arg("-I").arg(prefix.join("include")).arg("-L").arg(&libraries).arg("-ldolly");
+        run(compile.arg(format!("-Wl,-rpath,{}", libraries.display())))?;
+        run(&mut Command::new(&program))?;
     }
     Ok(())
 }
