@@ -18,7 +18,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask TASK
 
   test           every test: Rust, docs, Python, C, header drift, README
-  test --long    also sanitizers, valgrind and fuzzing
+  test --long    also sanitizers and valgrind
   header         write include/dolly.h anew
   wheel          build the Python wheel into target/wheels
   install DIR    install the C library, header and model under DIR";
