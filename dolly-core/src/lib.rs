@@ -41,13 +41,16 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
+pub mod dataset;
 pub mod generate;
 pub mod kernels;
 pub mod model;
 mod pipeline;
 pub mod prompt;
+pub mod provenance;
 pub mod source;
 pub mod tokenizer;
+pub mod train;
 pub mod weights;
 
 mod error;

@@ -58,6 +58,7 @@ def parse_args():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--start", type=Path, help="model folder to go on from, made with the same seed and tokenizer")
     return parser.parse_args()
 
 
@@ -375,7 +376,10 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
     rows, held_out, tokenizer, stream, encoded = prepare(args)
     torch.manual_seed(args.seed)
-    model, rng = new_model().train(), np.random.default_rng(args.seed)
+    model, rng = new_model(), np.random.default_rng(args.seed + (1 if args.start else 0))
+    if args.start:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
+    model.train()
     optimizer, clock, total = new_optimizer(model, args.lr), time.time(), args.minutes * 60
     phase1 = run_phase("phase 1", model, optimizer, packed_batches(stream, rng), clock, PHASE1_SHARE, args.lr, total)
     phase2 = run_phase("phase 2", model, optimizer, instruction_batches(encoded, rng), clock, 1.0, args.lr, total)

@@ -1,0 +1,1 @@
+//! The network's forward and backward pass over f32 buffers.
