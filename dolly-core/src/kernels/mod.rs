@@ -20,6 +20,7 @@
 
 mod attend;
 pub(crate) mod attention;
+pub(crate) mod attention_gradient;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
