@@ -38,6 +38,8 @@ pub(super) struct Table {
     pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
     pub attend: unsafe fn(&Attend),
     pub matmul_tile: unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool),
+    pub interleave_6: unsafe fn(&[&[f32]; matmul::ROWS], &mut [[f32; matmul::ROWS]]),
+    pub interleave_16: unsafe fn(&[&[f32]; LANES], &mut [[f32; LANES]]),
     pub layer_norm_backward: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]) -> (f32, f32),
     pub layer_norm_weights: unsafe fn(&[f32], &[f32], (f32, f32), &mut [f32], &mut [f32]),
     pub activate: unsafe fn(Activation, &[f32], &mut [f32]),
@@ -69,6 +71,9 @@ macro_rules! table {
                 attend(a: &Attend) => attend::run::<V>(a);
                 matmul_tile(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
                     => matmul::tile::<V>(k, a, b, c, stride, keep);
+                interleave_6(rows: &[&[f32]; matmul::ROWS], out: &mut [[f32; matmul::ROWS]])
+                    => matmul::interleave(rows, out);
+                interleave_16(rows: &[&[f32]; LANES], out: &mut [[f32; LANES]]) => matmul::interleave(rows, out);
                 layer_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> (f32, f32)
                     => gradient::layer_norm::<V>(x, w, eps, dy, dx);
                 layer_norm_weights(x: &[f32], dy: &[f32], stats: (f32, f32), dw: &mut [f32], db: &mut [f32])
@@ -86,7 +91,7 @@ macro_rules! table {
             );
             pub(super) static TABLE: Table = Table {
                 tile_f32, tile_f16, tile_bf16, widen_f16, widen_bf16, layer_norm, add, finish, attend,
-                matmul_tile, layer_norm_backward, layer_norm_weights, activate, activation_backward,
+                matmul_tile, interleave_6, interleave_16, layer_norm_backward, layer_norm_weights, activate, activation_backward,
                 exp_minus, max, scale, add_scaled, dot, softmax_backward,
                 $($field: $value),*
             };
