@@ -122,6 +122,14 @@ pub enum Error {
         /// The status or the transport's words.
         reason: String,
     },
+    /// Training met a number that is not finite; the last checkpoint before it is kept.
+    #[error("training diverged at step {step}: {what}; a lower learning rate may help")]
+    Diverged {
+        /// The step, from 1, whose numbers failed; nothing of it was applied.
+        step: u64,
+        /// Which number, and what it was.
+        what: String,
+    },
     /// The call was cancelled before it could give a result.
     #[error("cancelled")]
     Cancelled,
@@ -183,6 +191,8 @@ impl Error {
             Self::Format { .. } | Self::Config { .. } => ErrorKind::Format,
             Self::Tensor { .. } | Self::Tokenizer { .. } => ErrorKind::Format,
             Self::InvalidOption { .. } | Self::InvalidInput(_) => ErrorKind::InvalidArgument,
+            // The numbers of a run are what options and data make of them.
+            Self::Diverged { .. } => ErrorKind::InvalidArgument,
             Self::ContextOverflow { .. } => ErrorKind::ContextOverflow,
             Self::MemoryLimit { .. } | Self::OutOfMemory { .. } => ErrorKind::Memory,
             Self::Device { .. } => ErrorKind::Device,
