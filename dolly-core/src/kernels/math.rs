@@ -105,3 +105,34 @@ pub(super) fn activate<V: Vector>(x: V, activation: Activation) -> V {
         Activation::Silu => x.mul(sigmoid(x)),
     }
 }
+
+/// The derivative of [`activate`].
+#[inline(always)]
+pub(super) fn activation_slope<V: Vector>(x: V, activation: Activation) -> V {
+    let one = x.like(1.0);
+    match activation {
+        // Φ(x) + x φ(x), φ(x) = e^(-x²/2) / √(2π).
+        Activation::Gelu => {
+            let density = exp(x.mul(x).mul(x.like(-0.5))).mul(x.like(0.398_942_3));
+            x.mul_add(density, normal_cdf(x))
+        }
+        // y = x σ(u): σ + x σ (1 - σ) u', u = 2 √(2/π) (x + 0.044715 x³).
+        Activation::GeluTanh => {
+            let square = x.mul(x);
+            let cube = square.mul_add(x.like(0.044_715), one).mul(x);
+            let s = sigmoid(cube.mul(x.like(1.595_769)));
+            let slope = square.mul_add(x.like(3.0 * 0.044_715), one).mul(x.like(1.595_769));
+            x.mul(s).mul(one.sub(s)).mul_add(slope, s)
+        }
+        Activation::QuickGelu => {
+            let s = sigmoid(x.mul(x.like(1.702)));
+            x.mul(s).mul(one.sub(s)).mul_add(x.like(1.702), s)
+        }
+        // 0 at 0, as PyTorch has it; NaN counts as not above it.
+        Activation::Relu => x.like(0.0).select_below(x, one, x.like(0.0)),
+        Activation::Silu => {
+            let s = sigmoid(x);
+            x.mul(s).mul_add(one.sub(s), s)
+        }
+    }
+}

@@ -20,14 +20,17 @@
 
 mod attend;
 pub(crate) mod attention;
+pub(crate) mod attention_gradient;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_quant;
 pub(crate) mod buffer;
 pub(crate) mod embedding;
+pub(crate) mod gradient;
 pub(crate) mod linear;
 mod math;
+pub(crate) mod matmul;
 pub(crate) mod pack;
 pub(crate) mod pool;
 mod portable;

@@ -216,3 +216,33 @@ pub(crate) fn rows(
         work(range.start, rows);
     });
 }
+
+/// Calls `work(piece, its elements of a, its elements of b)` for `count` pieces of both slices.
+///
+/// A piece is `sizes.0` elements of `a` and `sizes.1` of `b`; the last may be shorter in either.
+pub(crate) fn pieces(
+    pool: &Pool,
+    (a, b): (&mut [f32], &mut [f32]),
+    sizes: (usize, usize),
+    count: usize,
+    parallel: bool,
+    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    let covers = |len: usize, size: usize| size.saturating_mul(count) >= len;
+    assert!(covers(a.len(), sizes.0) && covers(b.len(), sizes.1));
+    let (a_len, b_len) = (a.len(), b.len());
+    let (a, b) = (Shared::new(a), Shared::new(b));
+    pool.run(count, parallel, |_, range| {
+        for i in range {
+            let part = |len: usize, size: usize| (len.min(i * size), len.min((i + 1) * size));
+            let (a_part, b_part) = (part(a_len, sizes.0), part(b_len, sizes.1));
+            // SAFETY: both parts are inside their slices and belong to piece `i` only.
+            unsafe {
+                use std::slice::from_raw_parts_mut;
+                let a = from_raw_parts_mut(a.get().add(a_part.0), a_part.1 - a_part.0);
+                let b = from_raw_parts_mut(b.get().add(b_part.0), b_part.1 - b_part.0);
+                work(i, a, b);
+            }
+        }
+    });
+}

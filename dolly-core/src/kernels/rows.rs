@@ -9,7 +9,7 @@ use crate::model::Activation;
 
 /// Copies up to sixteen values into a group whose other lanes are `fill`.
 #[inline(always)]
-fn group(values: &[f32], fill: f32) -> [f32; LANES] {
+pub(super) fn group(values: &[f32], fill: f32) -> [f32; LANES] {
     let mut out = [fill; LANES];
     for (to, from) in out.iter_mut().zip(values) {
         *to = *from;

@@ -1,6 +1,8 @@
 //! One table of kernels per instruction set, and the choice of one.
 
 use super::attend::{self, Attend};
+use super::gradient;
+use super::matmul;
 use super::portable::Portable;
 use super::quant::{self, QuantRow, QuantTile};
 use super::rows;
@@ -35,6 +37,17 @@ pub(super) struct Table {
     pub add: unsafe fn(&mut [f32], &[f32]),
     pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
     pub attend: unsafe fn(&Attend),
+    pub matmul_tile: unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool),
+    pub layer_norm_backward: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]) -> (f32, f32),
+    pub layer_norm_weights: unsafe fn(&[f32], &[f32], (f32, f32), &mut [f32], &mut [f32]),
+    pub activate: unsafe fn(Activation, &[f32], &mut [f32]),
+    pub activation_backward: unsafe fn(Activation, &[f32], &mut [f32]),
+    pub exp_minus: unsafe fn(f32, f32, &mut [f32]) -> f32,
+    pub max: unsafe fn(&[f32]) -> f32,
+    pub scale: unsafe fn(f32, &mut [f32]),
+    pub add_scaled: unsafe fn(f32, &[f32], &mut [f32]),
+    pub dot: unsafe fn(&[f32], &[f32]) -> f32,
+    pub softmax_backward: unsafe fn(&[f32], f32, f32, &mut [f32]),
 }
 
 /// Instantiates the shared bodies for a vector type inside functions that carry `$features`.
@@ -54,21 +67,39 @@ macro_rules! table {
                 finish(acc: &[f32; LANES], bias: &[f32; LANES], act: Option<Activation>, out: &mut [f32])
                     => rows::finish::<V>(acc, bias, act, out);
                 attend(a: &Attend) => attend::run::<V>(a);
+                matmul_tile(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
+                    => matmul::tile::<V>(k, a, b, c, stride, keep);
+                layer_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> (f32, f32)
+                    => gradient::layer_norm::<V>(x, w, eps, dy, dx);
+                layer_norm_weights(x: &[f32], dy: &[f32], stats: (f32, f32), dw: &mut [f32], db: &mut [f32])
+                    => gradient::layer_norm_weights::<V>(x, dy, stats, dw, db);
+                activate(act: Activation, x: &[f32], out: &mut [f32]) => gradient::activate_row::<V>(act, x, out);
+                activation_backward(act: Activation, x: &[f32], d: &mut [f32])
+                    => gradient::activation::<V>(act, x, d);
+                exp_minus(scale: f32, shift: f32, x: &mut [f32]) -> f32 => gradient::exp_minus::<V>(scale, shift, x);
+                max(x: &[f32]) -> f32 => gradient::max::<V>(x);
+                scale(by: f32, x: &mut [f32]) => gradient::scale::<V>(by, x);
+                add_scaled(by: f32, x: &[f32], to: &mut [f32]) => gradient::add_scaled::<V>(by, x, to);
+                dot(x: &[f32], y: &[f32]) -> f32 => gradient::dot::<V>(x, y);
+                softmax_backward(p: &[f32], dot: f32, by: f32, d: &mut [f32])
+                    => gradient::softmax::<V>(p, dot, by, d);
             );
             pub(super) static TABLE: Table = Table {
                 tile_f32, tile_f16, tile_bf16, widen_f16, widen_bf16, layer_norm, add, finish, attend,
+                matmul_tile, layer_norm_backward, layer_norm_weights, activate, activation_backward,
+                exp_minus, max, scale, add_scaled, dot, softmax_backward,
                 $($field: $value),*
             };
         }
     };
     (@stamp $vector:ty, $features:tt
-        $($name:ident($($arg:ident: $type:ty),*) => $body:expr;)*) => {
+        $($name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? => $body:expr;)*) => {
         type V = $vector;
-        $(table!(@function $features $name($($arg: $type),*) => $body);)*
+        $(table!(@function $features $name($($arg: $type),*) $(-> $out)? => $body);)*
     };
-    (@function [$(#[$features:meta])*] $name:ident($($arg:ident: $type:ty),*) => $body:expr) => {
+    (@function [$(#[$features:meta])*] $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? => $body:expr) => {
         $(#[$features])*
-        unsafe fn $name($($arg: $type),*) {
+        unsafe fn $name($($arg: $type),*) $(-> $out)? {
             // SAFETY: this function has the features of `V`; its caller vouches for the operands.
             unsafe { $body }
         }

@@ -1,8 +1,10 @@
 //! Every kernel of every instruction set against f64, with the error budget beside each test.
 
 mod attention;
+mod gradient;
 mod linear;
 mod math;
+mod matmul;
 mod rows;
 
 use super::pool::Pool;
