@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::model::Sequence;
 use crate::error::{Error, Result};
-use crate::prompt::{DollyPrompt, Instruction, Segment};
+use crate::prompt::{DollyPrompt, END_KEY, Instruction, Segment};
 use crate::tokenizer::Tokenizer;
 
 #[cfg(test)]
@@ -140,6 +140,10 @@ fn encode(
     }
     // Without a response token the whole prompt is given, as when an answer is generated.
     let first_label = if prompt.response_id().is_some() { after_key } else { ids.len() };
-    ids.extend(prompt.encode_response(tokenizer, row.response)?);
+    match prompt.end_id() {
+        Some(_) => ids.extend(prompt.encode_response(tokenizer, row.response)?),
+        // The text that ends an answer where no token does.
+        None => ids.extend(tokenizer.encode(&format!("{}\n\n{END_KEY}", row.response), false)?),
+    }
     Ok((ids, first_label))
 }

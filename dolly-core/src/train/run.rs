@@ -225,6 +225,10 @@ impl<'a, M: Model> Runner<'a, M> {
 
     fn steps(&mut self) -> Result<StopReason> {
         while self.state.step < self.total {
+            // After a resume too: the run that was resumed may have stopped at its checkpoint.
+            if self.out_of_patience() {
+                return Ok(StopReason::EarlyStopping);
+            }
             let start = Instant::now();
             let (mut row, tokens) = self.step()?;
             let time = start.elapsed();
@@ -347,9 +351,12 @@ impl<'a, M: Model> Runner<'a, M> {
         if (self.job.on_step)(&report).is_break() {
             return Some(StopReason::Callback);
         }
-        let patience = self.job.options.early_stopping_patience?;
-        let over = self.state.evaluations_since_best >= patience as u64;
-        (evaluated && over).then_some(StopReason::EarlyStopping)
+        (evaluated && self.out_of_patience()).then_some(StopReason::EarlyStopping)
+    }
+
+    fn out_of_patience(&self) -> bool {
+        let patience = self.job.options.early_stopping_patience;
+        patience.is_some_and(|most| self.state.evaluations_since_best >= most as u64)
     }
 
     fn save(&mut self, row: &HistoryRow) -> Result<()> {
