@@ -1,4 +1,4 @@
-"""Golden files of the trainer: schedules, AdamW, special tokens, TensorBoard records.
+"""Golden files of the trainer: schedules, AdamW, special tokens and masks, TensorBoard records.
 
     pip install torch transformers tensorboard
     python tests/golden/make_trainer.py
@@ -6,6 +6,7 @@
 Writes tests/golden/trainer/*. Reference versions stand in adamw.json.
 """
 
+import gzip
 import io
 import json
 import pathlib
@@ -14,6 +15,10 @@ import torch
 import transformers
 
 OUT = pathlib.Path(__file__).parent / "trainer"
+INTRO = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
 
 
 def schedules():
@@ -110,8 +115,42 @@ def tensorboard():
     (OUT / "events.bin").write_bytes(file.getvalue())
 
 
+def examples():
+    """Special tokens and masks as databrickslabs/dolly's trainer.py (e2d664d) makes them."""
+    with gzip.open(OUT.parent / "tokenizer" / "gpt-neox-20b-tokenizer.json.gz") as packed:
+        file = OUT / "tokenizer.json"
+        file.write_bytes(packed.read())
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+    file.unlink()
+    keys = ["### End", "### Instruction:", "### Response:\n"]
+    tokenizer.add_special_tokens({"additional_special_tokens": keys})
+    rows = [
+        ("Name three colours.", "", "Red, green and blue."),
+        ("Who wrote it?", "Emma is a novel by Jane Austen.", "Jane Austen."),
+        ("Wie heißt die Hauptstadt?", "", "  Wien \n\n (Österreich) — 維也納 🎡"),
+        ("List two\nthings.", "a\n\nb", "- one\n- two\n"),
+        ("Code?", "", "```\ndef f(x):\n        return x\n```"),
+        ("\n", "Input:", "Response:"),
+    ]
+    cases = []
+    for instruction, context, response in rows:
+        text = f"{INTRO}\n\n### Instruction:\n{instruction}\n\n"
+        text += f"Input:\n{context}\n\n" if context else ""
+        text += f"### Response:\n{response}\n\n### End"
+        ids = tokenizer(text)["input_ids"]
+        first = ids.index(tokenizer.convert_tokens_to_ids(keys[2])) + 1
+        cases.append({"row": [instruction, context, response], "ids": ids, "first_label": first})
+    document = {
+        "length": len(tokenizer),
+        "keys": {key: tokenizer.convert_tokens_to_ids(key) for key in keys},
+        "cases": cases,
+    }
+    (OUT / "examples.json").write_text(json.dumps(document) + "\n")
+
+
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
+    examples()
     schedules()
     adamw()
     tensorboard()

@@ -364,7 +364,7 @@ fn old_checkpoints_go_the_best_and_the_newest_stay() {
     let options = TrainingOptions {
         eval_steps: 1,
         save_steps: 1,
-        learning_rate: 500.0,
+        learning_rate: 20.0,
         warmup_steps: 50,
         max_grad_norm: 0.0,
         ..options(9)

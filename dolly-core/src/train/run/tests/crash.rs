@@ -92,7 +92,10 @@ fn killed_at_fifty_random_points() {
 #[ignore = "long: hundreds of processes; needs strace"]
 fn killed_at_every_system_call_of_a_save() {
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
-        eprintln!("skipped: strace is not installed");
+        #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+        {
+            eprintln!("skipped: strace is not installed");
+        }
         return;
     }
     let reference = whole(&TrainingOptions { resume: false, ..options() });
