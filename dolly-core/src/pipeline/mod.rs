@@ -22,8 +22,11 @@ use crate::prompt::{DollyPrompt, Instruction};
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
+pub(crate) use builder::stored_format;
 pub use builder::{Device, PipelineBuilder};
-pub use convert::{FileFormat, convert};
+pub use convert::{FileFormat, convert, convert_with_adapter};
+pub(crate) use convert::{exported, refuse_source};
+pub(crate) use opened::Opened;
 pub use score::RequestOptions;
 pub use stream::{Stream, StreamEvent};
 

@@ -2,5 +2,6 @@
 
 mod lora;
 mod network;
+pub mod result;
 
-pub use lora::LoraConfig;
+pub use lora::{Adapter, AdapterLayer, LoraConfig, merge_adapter, write_adapter};
