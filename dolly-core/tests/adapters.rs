@@ -6,9 +6,9 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use dolly_core::source::{SourceOptions, resolve};
-use dolly_core::train::{Adapter, LoraConfig, merge_adapter, write_adapter};
+use dolly_core::train::{Adapter, LoraConfig, write_adapter};
 use dolly_core::weights::{TensorToWrite, Values};
-use dolly_core::{Error, FileFormat, Pipeline, WeightFormat, convert_with_adapter};
+use dolly_core::{Error, FileFormat, Pipeline, WeightFormat, convert_with_adapter, merge_adapter};
 use serde_json::{Value, json};
 use support::{golden, goldens_in, largest_difference, parity_model};
 

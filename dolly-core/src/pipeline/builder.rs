@@ -286,7 +286,7 @@ impl PipelineBuilder {
 }
 
 /// The memory format nearest to the type of the checkpoint's matrices.
-pub(crate) fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
+pub(super) fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
     let name = "gpt_neox.layers.0.attention.query_key_value.weight";
     Ok(nearest_format(checkpoint.tensor(name)?.stored))
 }

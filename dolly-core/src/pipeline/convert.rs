@@ -96,7 +96,7 @@ pub fn convert_with_adapter(
 }
 
 /// Writing over what is being read would leave neither.
-pub(crate) fn refuse_source(source: &ModelFiles, destination: &Path) -> Result<()> {
+pub(super) fn refuse_source(source: &ModelFiles, destination: &Path) -> Result<()> {
     let original: Option<PathBuf> = match source {
         ModelFiles::Directory { config, .. } => config.parent().map(Path::to_owned),
         ModelFiles::Gguf { file, .. } => Some(file.clone()),
@@ -111,7 +111,7 @@ pub(crate) fn refuse_source(source: &ModelFiles, destination: &Path) -> Result<(
     }
 }
 
-pub(crate) fn exported(source: &ModelFiles, checkpoint: &Checkpoint) -> Result<Exported> {
+pub(super) fn exported(source: &ModelFiles, checkpoint: &Checkpoint) -> Result<Exported> {
     match source {
         ModelFiles::Directory { tokenizer: Some(file), .. }
         | ModelFiles::Gguf { tokenizer: Some(file), .. } => Exported::from_file(file),

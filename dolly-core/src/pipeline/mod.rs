@@ -2,6 +2,7 @@
 
 mod builder;
 mod convert;
+mod merge;
 mod opened;
 mod score;
 mod stream;
@@ -22,11 +23,9 @@ use crate::prompt::{DollyPrompt, Instruction};
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
-pub(crate) use builder::stored_format;
 pub use builder::{Device, PipelineBuilder};
 pub use convert::{FileFormat, convert, convert_with_adapter};
-pub(crate) use convert::{exported, refuse_source};
-pub(crate) use opened::Opened;
+pub use merge::merge_adapter;
 pub use score::RequestOptions;
 pub use stream::{Stream, StreamEvent};
 

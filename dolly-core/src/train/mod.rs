@@ -4,4 +4,4 @@ mod lora;
 mod network;
 pub mod result;
 
-pub use lora::{Adapter, AdapterLayer, LoraConfig, merge_adapter, write_adapter};
+pub use lora::{Adapter, AdapterLayer, LoraConfig, write_adapter};

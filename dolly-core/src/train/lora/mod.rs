@@ -8,11 +8,9 @@ use crate::error::{Error, Result};
 
 mod adapter;
 mod config;
-mod merge;
 mod write;
 
 pub use adapter::{Adapter, AdapterLayer};
-pub use merge::merge_adapter;
 pub use write::write_adapter;
 
 /// What PEFT puts before the names of a model's modules.

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use super::Adapter;
 use crate::error::{Error, Result};
-use crate::pipeline::{Opened, exported, refuse_source, stored_format};
+use crate::pipeline::builder::stored_format;
+use crate::pipeline::convert::{exported, refuse_source};
+use crate::pipeline::opened::Opened;
 use crate::provenance::{Kind, Manifest};
+use crate::train::Adapter;
 use crate::train::result::{ModelToWrite, SHARD_BYTES, write_model};
 use crate::weights::{
     Checkpoint, ModelFiles, StoredType, TensorReader, TensorToWrite, WeightFormat,
@@ -22,9 +24,8 @@ use crate::weights::{
 /// fit the base; [`Error::InvalidInput`] for a destination that is the base or the adapter.
 ///
 /// ```no_run
-/// use dolly_core::WeightFormat;
 /// use dolly_core::source::{SourceOptions, resolve};
-/// use dolly_core::train::merge_adapter;
+/// use dolly_core::{WeightFormat, merge_adapter};
 /// let base = resolve("EleutherAI/pythia-70m", &SourceOptions::from_env())?;
 /// let (adapter, out) = ("my-adapter".as_ref(), "merged".as_ref());
 /// merge_adapter("EleutherAI/pythia-70m", &base, adapter, out, WeightFormat::Auto)?;
