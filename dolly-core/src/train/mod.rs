@@ -14,6 +14,7 @@ mod network;
 mod optimizer;
 mod options;
 mod order;
+pub mod result;
 mod run;
 mod schedule;
 mod special;
@@ -21,10 +22,12 @@ mod state;
 mod tensorboard;
 #[cfg(test)]
 mod tiny;
+mod trainer;
 
 pub use evaluate::{Evaluation, MeanLoss};
-pub use lora::LoraConfig;
-pub use options::{EvalSize, TrainingOptions};
+pub use lora::{Adapter, AdapterLayer, LoraConfig, write_adapter};
+pub use options::TrainingOptions;
 pub use run::{StepReport, StopReason, TrainingRun};
 pub use schedule::Schedule;
 pub use state::{BestLoss, HistoryRow};
+pub use trainer::{Trainer, evaluate};

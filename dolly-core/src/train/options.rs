@@ -3,21 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::{LoraConfig, Schedule};
+use crate::dataset::SplitSize;
 use crate::error::{Error, Result};
 use crate::options::CancelToken;
 
 #[cfg(test)]
 mod tests;
-
-/// How many rows are kept from training for evaluation.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum EvalSize {
-    /// A share of the rows, in [0, 1).
-    Fraction(f64),
-    /// So many rows.
-    Rows(usize),
-}
 
 /// Options of a run; `..Default::default()` gives the rest.
 ///
@@ -55,8 +46,8 @@ pub struct TrainingOptions {
     /// Longest sequence in tokens; rows of this length or more are dropped, because their end
     /// would be cut. `None` is the checkpoint's `max_position_embeddings`.
     pub max_length: Option<usize>,
-    /// Rows kept for evaluation; of none, nothing is evaluated.
-    pub eval_size: EvalSize,
+    /// Rows kept from training for evaluation; with none, nothing is evaluated.
+    pub eval_size: SplitSize,
     /// Steps from one evaluation to the next; 0 evaluates at the end only.
     pub eval_steps: u64,
     /// Steps from one checkpoint to the next; 0 writes one at the end only.
@@ -106,7 +97,7 @@ impl Default for TrainingOptions {
             warmup_steps: 0,
             schedule: Schedule::Constant,
             max_length: None,
-            eval_size: EvalSize::Fraction(0.02),
+            eval_size: SplitSize::Fraction(0.02),
             eval_steps: 50,
             save_steps: 200,
             save_total_limit: 10,
@@ -151,7 +142,7 @@ impl TrainingOptions {
         number("max_grad_norm", norm, (0.0..=1e30).contains(&norm), "a number in [0, 1e30]")?;
         let dropout = self.dropout;
         number("dropout", f64::from(dropout), (0.0..1.0).contains(&dropout), share)?;
-        if let EvalSize::Fraction(part) = self.eval_size {
+        if let SplitSize::Fraction(part) = self.eval_size {
             number("eval_size", part, (0.0..1.0).contains(&part), "rows, or a share in [0, 1)")?;
         }
         self.lora.as_ref().map_or(Ok(()), LoraConfig::validate)
