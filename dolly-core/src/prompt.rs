@@ -26,6 +26,9 @@ pub const INPUT_KEY: &str = "Input:";
 pub const RESPONSE_KEY: &str = "### Response:";
 /// Ends the answer.
 pub const END_KEY: &str = "### End";
+/// The special tokens Dolly's training adds to a tokenizer, in the order of their ids; the newline
+/// is inside the last one.
+pub const DOLLY_TOKENS: [&str; 3] = [END_KEY, INSTRUCTION_KEY, "### Response:\n"];
 
 /// What a user asks: an instruction, and the passage it speaks of if there is one.
 ///

@@ -26,10 +26,12 @@ mod read;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod train;
 mod words;
 
 pub(crate) use export::Exported;
 pub use stream::TextStream;
+pub use train::train_tokenizer;
 
 /// Longest `tokenizer.json` that is read; GPT-NeoX's has 2.4 MB.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;

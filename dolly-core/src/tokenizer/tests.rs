@@ -461,3 +461,33 @@ fn timings_of_long_texts() {
         );
     }
 }
+
+#[test]
+fn a_learned_vocabulary_is_the_reference_trainers() {
+    let texts =
+        ["the cat sat on the mat", "the other cat sat there", "a hat\nfor the cat's friend"];
+    let json = super::train_tokenizer(texts.iter(), 275, 2).unwrap();
+    assert!(json == super::train_tokenizer(texts.iter(), 275, 1).unwrap());
+    let tokenizer = Tokenizer::from_bytes(&json, "new".as_ref()).unwrap();
+    // BpeTrainer of tokenizers 0.23.3 with the same alphabet, special tokens and ByteLevel words.
+    let merges = [
+        "at", "he", "the", "cat", "Ġthe", "Ġcat", "sat", "Ġo", "Ġsat", "'s", "en", "fo", "fr",
+        "hat",
+    ];
+    let first = 2 + 256;
+    for (i, token) in merges.iter().enumerate() {
+        assert_eq!(tokenizer.id_of(token), Some((first + i) as u32), "{token}");
+    }
+    assert_eq!(tokenizer.vocab_size(), 275);
+    assert_eq!(tokenizer.id_of("<|endoftext|>"), Some(0));
+    let dolly: Vec<_> =
+        tokenizer.special_tokens().skip(2).map(|(id, t)| (id, t.to_owned())).collect();
+    let expected = [(272, "### End"), (273, "### Instruction:"), (274, "### Response:\n")];
+    assert_eq!(dolly, expected.map(|(id, t)| (id, t.to_owned())));
+    let text = "thé cat's ### End \u{1f600}";
+    assert_eq!(tokenizer.decode(&tokenizer.encode(text, false).unwrap(), false).unwrap(), text);
+    for size in [260, 2_000_000] {
+        assert!(super::train_tokenizer(texts.iter(), size, 1).is_err());
+    }
+    assert!(super::train_tokenizer(texts.iter(), 300, 0).is_err());
+}

@@ -1,6 +1,7 @@
 //! Every kernel of every instruction set against f64, with the error budget beside each test.
 
 mod attention;
+mod attention_gradient;
 mod gradient;
 mod linear;
 mod math;
