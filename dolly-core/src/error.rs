@@ -33,6 +33,18 @@ pub enum Error {
         /// What is wrong, with offsets and sizes.
         reason: String,
     },
+    /// A row of a data set that cannot be used.
+    #[error("{}:{line}: {}{reason}", file.display(), row_field(field.as_deref()))]
+    Row {
+        /// The file, or the name of a set that came from none.
+        file: PathBuf,
+        /// The line the row starts at, counted from 1; in a Parquet file the row itself.
+        line: u64,
+        /// The column or key, where the fault lies in one.
+        field: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
     /// A value in `config.json` (or GGUF metadata) that is missing, out of range or not supported.
     #[error("{}: field {field:?}: {reason}", file.display())]
     Config {
@@ -122,6 +134,14 @@ pub enum Error {
         /// The status or the transport's words.
         reason: String,
     },
+    /// Training met a number that is not finite; the last checkpoint before it is kept.
+    #[error("training diverged at step {step}: {what}; a lower learning rate may help")]
+    Diverged {
+        /// The step, from 1, whose numbers failed; nothing of it was applied.
+        step: u64,
+        /// Which number, and what it was.
+        what: String,
+    },
     /// The call was cancelled before it could give a result.
     #[error("cancelled")]
     Cancelled,
@@ -180,9 +200,11 @@ impl Error {
         match self {
             Self::Io { .. } => ErrorKind::Io,
             Self::ModelNotFound { .. } => ErrorKind::NotFound,
-            Self::Format { .. } | Self::Config { .. } => ErrorKind::Format,
+            Self::Format { .. } | Self::Config { .. } | Self::Row { .. } => ErrorKind::Format,
             Self::Tensor { .. } | Self::Tokenizer { .. } => ErrorKind::Format,
             Self::InvalidOption { .. } | Self::InvalidInput(_) => ErrorKind::InvalidArgument,
+            // The numbers of a run are what options and data make of them.
+            Self::Diverged { .. } => ErrorKind::InvalidArgument,
             Self::ContextOverflow { .. } => ErrorKind::ContextOverflow,
             Self::MemoryLimit { .. } | Self::OutOfMemory { .. } => ErrorKind::Memory,
             Self::Device { .. } => ErrorKind::Device,
@@ -232,6 +254,11 @@ impl Error {
     ) -> Self {
         Self::InvalidOption { name, value: value.to_string(), allowed }
     }
+}
+
+/// How a row's field stands in its message.
+fn row_field(field: Option<&str>) -> String {
+    field.map_or_else(String::new, |name| format!("field {name:?}: "))
 }
 
 /// Reserves room for exactly `len` elements, or says how many bytes could not be had.

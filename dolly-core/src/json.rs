@@ -14,6 +14,7 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, try_vec};
+use crate::weights::AtomicFile;
 
 /// Reads a regular file of at most `limit` bytes whole.
 ///
@@ -38,6 +39,19 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
         true => Err(too_long(bytes.len() as u64)),
         false => Ok(bytes),
     }
+}
+
+/// Through the shortest decimal, so that 1e-5 in f32 is written as 1e-5.
+pub(crate) fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+/// Writes a file of this value, indented, whole or not at all.
+pub(crate) fn write_pretty(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value);
+    let mut text = text.map_err(|error| Error::Internal(error.to_string()))?;
+    text.push(b'\n');
+    AtomicFile::write_whole(path, &text)
 }
 
 /// Builds a [`Value`], refusing repeated keys and more nodes than `budget` holds.

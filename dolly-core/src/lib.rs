@@ -14,6 +14,8 @@
 //! | see the logits | [`Pipeline::logits`] | `(tokens, vocab)` f32 |
 //! | stop a call | [`CancelToken`], `deadline`, dropping a [`Stream`] | the text so far |
 //! | convert a model's files | [`convert()`] | GGUF or safetensors |
+//! | use an adapter | [`PipelineBuilder::adapter`], [`merge_adapter`] | [`Pipeline`], files |
+//! | see where a model came from | [`provenance::lineage`] | [`provenance::Lineage`] |
 //!
 //! ```
 //! use dolly_core::{GenerateOptions, Instruction, Pipeline};
@@ -65,7 +67,7 @@ pub use model::{Config, LoadProgress};
 pub use options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
 pub use pipeline::{
     Device, FileFormat, MemoryUse, Pipeline, PipelineBuilder, Prompt, RequestOptions, Stream,
-    StreamEvent, convert,
+    StreamEvent, convert, convert_with_adapter, merge_adapter,
 };
 pub use prompt::Instruction;
 pub use tokenizer::{TextStream, Tokenizer};

@@ -50,6 +50,7 @@ pub(crate) struct Loader {
     revision: Option<String>,
     offline: Option<bool>,
     bundled_dir: Option<PathBuf>,
+    adapter: Option<PathBuf>,
     progress: Option<Progress>,
 }
 
@@ -97,6 +98,9 @@ impl Loader {
         }
         if let Some(directory) = self.bundled_dir {
             builder = builder.bundled_dir(directory);
+        }
+        if let Some(directory) = self.adapter {
+            builder = builder.adapter(directory);
         }
         if let Some(progress) = self.progress {
             builder = builder.on_progress(move |step| progress.report(&step));
@@ -259,6 +263,27 @@ pub unsafe extern "C" fn dolly_loader_set_bundled_dir(
             handle::get(loader)?;
             let directory = owned(text(directory, directory_len, "directory")?)?;
             change(loader, |held| held.bundled_dir = Some(directory.into()))
+        })
+    }
+}
+
+/// A directory with a low-rank adapter as PEFT writes it, merged into the weights while loading.
+///
+/// It is read when loading: one that is malformed or does not fit the model is DOLLY_STATUS_FORMAT
+/// there, a setting that is not computed (DoRA, biases) DOLLY_STATUS_UNSUPPORTED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_loader_set_adapter(
+    loader: *mut dolly_loader,
+    directory: *const c_char,
+    directory_len: usize,
+    error: *mut *mut dolly_error,
+) -> dolly_status {
+    // SAFETY: pointers are valid for their lengths by the header's contract.
+    unsafe {
+        guard(error, || {
+            handle::get(loader)?;
+            let directory = owned(text(directory, directory_len, "directory")?)?;
+            change(loader, |held| held.adapter = Some(directory.into()))
         })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use dolly_core::source::{self, SourceOptions};
 use dolly_core::weights::{Checkpoint, TensorInfo};
-use dolly_core::{CancelToken, FileFormat, Result, WeightFormat};
+use dolly_core::{CancelToken, FileFormat, Result, WeightFormat, convert_with_adapter};
 use pyo3::prelude::*;
 
 use crate::errors::Outcome;
@@ -18,7 +18,7 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(convert, module)?)
 }
 
-fn source_options(bundled_dir: PathBuf) -> SourceOptions {
+pub(crate) fn source_options(bundled_dir: PathBuf) -> SourceOptions {
     let mut options = SourceOptions::from_env();
     options.bundled_dirs.push(bundled_dir);
     options
@@ -44,7 +44,7 @@ fn tensors(py: Python<'_>, model: String, bundled_dir: PathBuf) -> Outcome<Vec<T
 
 /// Writes a model in another format; a signal is heard once the files are complete.
 #[pyfunction]
-#[pyo3(signature = (model, destination, format, dtype, bundled_dir))]
+#[pyo3(signature = (model, destination, format, dtype, bundled_dir, adapter))]
 fn convert(
     py: Python<'_>,
     model: String,
@@ -52,12 +52,13 @@ fn convert(
     format: &str,
     dtype: &str,
     bundled_dir: PathBuf,
+    adapter: Option<PathBuf>,
 ) -> Outcome<()> {
     let options = source_options(bundled_dir);
     let (to, dtype): (FileFormat, WeightFormat) = (format.parse()?, dtype.parse()?);
     let write = || {
         let files = source::resolve(&model, &options)?;
-        dolly_core::convert(&files, &destination, to, dtype)
+        convert_with_adapter(&files, adapter.as_deref(), &destination, to, dtype)
     };
     Ok(interruptible(py, &CancelToken::new(), write)??)
 }

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 mod errors;
 mod files;
 mod load;
+mod lora;
 mod options;
 mod pipeline;
 mod results;
@@ -25,7 +26,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<stream::NativeStream>()?;
     module.add_function(wrap_pyfunction!(load::load, module)?)?;
     module.add_function(wrap_pyfunction!(options::default_options, module)?)?;
-    files::add(module)
+    files::add(module)?;
+    lora::add(module)
 }
 
 /// Passes the core's events on to `logging`, under the names of the modules they come from.

@@ -42,6 +42,9 @@ pub(crate) fn load(
     if let Some(revision) = fields.get::<Option<String>>("revision")? {
         builder = builder.revision(revision);
     }
+    if let Some(adapter) = fields.get::<Option<PathBuf>>("adapter")? {
+        builder = builder.adapter(adapter);
+    }
     if let Some(offline) = fields.get("offline")? {
         builder = builder.offline(offline);
     }

@@ -71,6 +71,9 @@ int main(int argc, char **argv) {
     OK(dolly_loader_set_device(loader, TEXT("cuda:1"), ERR));
     refused(path, loader, DOLLY_STATUS_DEVICE);
     loader = fresh();
+    OK(dolly_loader_set_adapter(loader, TEXT("/no/such/adapter"), ERR));
+    refused(path, loader, DOLLY_STATUS_NOT_FOUND);
+    loader = fresh();
     OK(dolly_loader_set_context_length(loader, SIZE_MAX, ERR));
     refused(path, loader, DOLLY_STATUS_INVALID_ARGUMENT);
     return all_freed();

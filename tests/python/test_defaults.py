@@ -63,6 +63,7 @@ def test_pipeline_signature() -> None:
         "memory_limit": None,
         "revision": None,
         "offline": None,
+        "adapter": None,
         "progress": None,
     }
 

@@ -6,8 +6,10 @@ use crate::weights::WeightFormat;
 mod parse;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use parse::MetadataView;
+pub(crate) use write::dtype_name;
 
 /// Activation of the feed-forward layer, by the names `config.json` uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -13,6 +13,7 @@ use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
 use crate::prompt::DollyPrompt;
 use crate::source::{self, DownloadProgress, SourceOptions};
+use crate::train::Adapter;
 use crate::weights::{Checkpoint, WeightFormat};
 
 /// Prompt tokens run in one step: enough rows to use the caches, few enough to cancel quickly.
@@ -77,6 +78,7 @@ pub struct PipelineBuilder {
     memory_limit: Option<u64>,
     max_batch: usize,
     reference: bool,
+    adapter: Option<PathBuf>,
     source: SourceOptions,
     cancel: CancelToken,
     on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
@@ -93,6 +95,7 @@ impl PipelineBuilder {
             memory_limit: None,
             max_batch: 64,
             reference: false,
+            adapter: None,
             source: SourceOptions::from_env(),
             cancel: CancelToken::new(),
             on_progress: None,
@@ -153,6 +156,17 @@ impl PipelineBuilder {
         self
     }
 
+    /// A directory with a low-rank adapter, as PEFT writes it, that is merged into the weights
+    /// while they are loaded: `W + scale * B A`, in f32, before they are packed or quantized.
+    ///
+    /// Errors of [`build`](Self::build) are then also those of
+    /// [`Adapter::read`](crate::train::Adapter::read), and [`Error::Tensor`] for an adapter that
+    /// does not fit the model.
+    pub fn adapter(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.adapter = Some(directory.into());
+        self
+    }
+
     /// Runs the network on the candle reference backend; needs the feature `candle`.
     pub fn reference(mut self, reference: bool) -> Self {
         self.reference = reference;
@@ -183,8 +197,11 @@ impl PipelineBuilder {
             false => ControlFlow::Continue(()),
         };
         let files = source::resolve_with(&self.id, &self.source, &mut watch)?;
-        let checkpoint = Checkpoint::open(&files)?;
+        let mut checkpoint = Checkpoint::open(&files)?;
         let opened = Opened::new(&files, &checkpoint)?;
+        if let Some(directory) = &self.adapter {
+            Adapter::read(directory)?.attach(&mut checkpoint, &opened.config)?;
+        }
         if self.reference {
             return self.build_reference(&checkpoint, opened);
         }

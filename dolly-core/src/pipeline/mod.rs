@@ -2,6 +2,7 @@
 
 mod builder;
 mod convert;
+mod merge;
 mod opened;
 mod score;
 mod stream;
@@ -23,7 +24,10 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
 pub use builder::{Device, PipelineBuilder};
-pub use convert::{FileFormat, convert};
+pub use convert::{FileFormat, convert, convert_with_adapter};
+pub use merge::merge_adapter;
+pub(crate) use merge::tokenizer_json;
+pub(crate) use opened::Opened;
 pub use score::RequestOptions;
 pub use stream::{Stream, StreamEvent};
 

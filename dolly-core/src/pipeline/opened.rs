@@ -8,7 +8,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, GgufMetadata, GgufValue, ModelFiles, canonical_gguf_name};
 
 /// A model's configuration and tokenizer.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     pub config: Config,
     pub tokenizer: Tokenizer,
 }

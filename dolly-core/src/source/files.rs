@@ -116,14 +116,14 @@ pub(super) fn is_safe_name(name: &str) -> bool {
 }
 
 /// A model's directory, and where its files may lie.
-struct Root {
+pub(super) struct Root {
     dir: PathBuf,
     /// The directory itself and, for a snapshot of the hub cache, the blobs it links to.
     allowed: Vec<PathBuf>,
 }
 
 impl Root {
-    fn new(dir: &Path) -> Result<Self> {
+    pub(super) fn new(dir: &Path) -> Result<Self> {
         let real = std::fs::canonicalize(dir).map_err(|error| Error::io(dir, error))?;
         let mut allowed = vec![real.clone()];
         let snapshots = real.parent().filter(|up| up.file_name().is_some_and(|n| n == "snapshots"));
@@ -135,7 +135,7 @@ impl Root {
     }
 
     /// The path of a file, `None` where it is not there; refused where it leads out.
-    fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+    pub(super) fn file(&self, name: &str) -> Result<Option<PathBuf>> {
         let path = self.dir.join(name);
         if !is_safe_name(name) {
             return Err(Error::format(&path, "a name that leads out of the model's directory"));

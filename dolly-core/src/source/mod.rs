@@ -217,6 +217,11 @@ fn bundled(options: &SourceOptions) -> Result<ModelFiles> {
     }
 }
 
+/// The path of file `name` in `dir`, `None` where it is not there; refused where it leads out.
+pub(crate) fn file_in(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    files::Root::new(dir)?.file(name)
+}
+
 /// A name fit for a message.
 fn cut(name: &str) -> &str {
     name.char_indices().nth(200).map_or(name, |(end, _)| &name[..end])

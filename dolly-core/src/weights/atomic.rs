@@ -40,6 +40,13 @@ impl AtomicFile {
         Ok(Self { file, temporary, destination: destination.to_owned(), committed: false })
     }
 
+    /// Writes a file of these bytes.
+    pub(crate) fn write_whole(destination: &Path, bytes: &[u8]) -> Result<()> {
+        let mut file = Self::create(destination)?;
+        file.write(bytes)?;
+        file.commit()
+    }
+
     /// Appends bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))

@@ -8,6 +8,7 @@ use super::file::{DataFile, block_bytes, elements};
 use super::gguf;
 use super::gguf_metadata::GgufMetadata;
 use super::index::ShardIndex;
+use super::low_rank::LowRank;
 use super::names::{self, RowOrder};
 use super::{MAX_TENSORS, ModelFiles, RowSource, StoredType, safetensors, torch};
 use crate::error::{Error, Result, try_vec, try_zeroed};
@@ -66,6 +67,8 @@ pub struct Checkpoint {
     files: Vec<DataFile>,
     tensors: Vec<TensorInfo>,
     gguf: Option<GgufMetadata>,
+    /// Additions to matrices, by their names.
+    added: HashMap<String, LowRank>,
 }
 
 impl Checkpoint {
@@ -159,7 +162,7 @@ impl Checkpoint {
                 return Err(Error::tensor(place, first.name.as_str(), reason));
             }
         }
-        Ok(Self { place, files, tensors, gguf })
+        Ok(Self { place, files, tensors, gguf, added: HashMap::new() })
     }
 
     /// The directory or file the model came from, for errors.
@@ -219,7 +222,25 @@ impl Checkpoint {
         if info.stored == StoredType::Other {
             return Err(fail("holds no floating-point numbers".to_owned()));
         }
-        Ok(TensorReader { info, file, rows, cols })
+        Ok(TensorReader { info, file, rows, cols, added: self.added.get(name) })
+    }
+
+    /// Makes every later reader of matrix `name` add `low_rank` to the rows it reads.
+    ///
+    /// Errors with [`Error::Tensor`] where there is no such matrix or its shape is another; the
+    /// name may have one addition.
+    pub(crate) fn add(&mut self, name: &str, low_rank: LowRank) -> Result<()> {
+        let reader = self.reader(name)?;
+        let (rows, cols) = low_rank.shape();
+        if reader.info.shape != [rows, cols] {
+            let reason =
+                format!("shape {:?}; the addition has [{rows}, {cols}]", reader.info.shape);
+            return Err(Error::tensor(reader.file.path(), name, reason));
+        }
+        match self.added.insert(name.to_owned(), low_rank) {
+            None => Ok(()),
+            Some(_) => Err(Error::tensor(&self.place, name, "has an addition already")),
+        }
     }
 
     /// A whole vector (or matrix, row-major) of exactly `expected_len` weights.
@@ -306,6 +327,7 @@ pub struct TensorReader<'a> {
     file: &'a DataFile,
     rows: usize,
     cols: usize,
+    added: Option<&'a LowRank>,
 }
 
 impl<'a> TensorReader<'a> {
@@ -361,13 +383,16 @@ impl RowSource for TensorReader<'_> {
         }
         let unit = self.unit();
         let mut scratch = Vec::new();
-        let (mut at, mut rest) = (first * cols / unit, out);
+        let (mut at, mut rest) = (first * cols / unit, &mut *out);
         while !rest.is_empty() {
             let (stored, run) = self.info.order.locate(at);
             let run = run.min(rest.len() / unit);
             let (piece, later) = rest.split_at_mut(run * unit);
             self.read_stored(stored * unit, &mut scratch, piece)?;
             (at, rest) = (at + run, later);
+        }
+        if let Some(added) = self.added {
+            added.add_rows(first, out);
         }
         Ok(())
     }

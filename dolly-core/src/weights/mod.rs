@@ -15,6 +15,7 @@ mod file;
 mod gguf;
 mod gguf_metadata;
 mod index;
+mod low_rank;
 mod names;
 mod pickle;
 mod quantize;
@@ -31,12 +32,14 @@ mod tests;
 pub use checkpoint::{Checkpoint, TensorInfo, TensorReader};
 pub use gguf_metadata::{GgufMetadata, GgufValue};
 pub use quantize::{quantize_q4_0, quantize_q8_0};
-pub use write::TensorToWrite;
+pub(crate) use write::stored_type;
+pub use write::{TensorToWrite, Values};
 pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
 pub use write_safetensors::{write_safetensors, write_safetensors_from};
 
 pub(crate) use atomic::AtomicFile;
-pub(crate) use names::from_gguf as canonical_gguf_name;
+pub(crate) use low_rank::LowRank;
+pub(crate) use names::{canonical as canonical_name, from_gguf as canonical_gguf_name};
 
 /// Most tensors of one model.
 pub(crate) const MAX_TENSORS: usize = 100_000;

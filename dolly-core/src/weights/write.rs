@@ -21,6 +21,73 @@ pub struct TensorToWrite<'a> {
     pub source: &'a dyn RowSource,
 }
 
+/// Weights in memory as rows.
+///
+/// ```
+/// use dolly_core::weights::{RowSource, Values};
+/// let matrix = Values::new("w", (2, 3), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+/// let mut row = [0.0; 3];
+/// matrix.read_rows(1, &mut row)?;
+/// assert_eq!(row, [4.0, 5.0, 6.0]);
+/// # Ok::<(), dolly_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Values<'a> {
+    name: &'a str,
+    shape: (usize, usize),
+    values: &'a [f32],
+}
+
+impl<'a> Values<'a> {
+    /// Rows of `values`, row-major; a vector is a matrix of one row.
+    ///
+    /// Errors with [`Error::InvalidInput`] where shape and length disagree.
+    pub fn new(name: &'a str, shape: (usize, usize), values: &'a [f32]) -> Result<Self> {
+        match shape.0.checked_mul(shape.1) == Some(values.len()) {
+            true => Ok(Self { name, shape, values }),
+            false => Err(Error::InvalidInput(format!(
+                "tensor {name:?}: {} weights for rows {shape:?}",
+                values.len()
+            ))),
+        }
+    }
+
+    /// As [`new`](Self::new), for the shape of a tensor of one or two dimensions.
+    pub fn of_tensor(name: &'a str, shape: &[usize], values: &'a [f32]) -> Result<Self> {
+        match *shape {
+            [cols] => Self::new(name, (1, cols), values),
+            [rows, cols] => Self::new(name, (rows, cols), values),
+            _ => Err(Error::InvalidInput(format!("tensor {name:?}: shape {shape:?}"))),
+        }
+    }
+}
+
+impl RowSource for Values<'_> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let from = first.checked_mul(self.shape.1);
+        let values = from.and_then(|at| self.values.get(at..at.checked_add(out.len())?));
+        match values {
+            Some(values) => {
+                out.copy_from_slice(values);
+                Ok(())
+            }
+            None => {
+                let (rows, cols) = self.shape;
+                let what = format!("{} weights from row {first} of ({rows}, {cols})", out.len());
+                Err(Error::InvalidInput(format!("tensor {:?}: {what}", self.name)))
+            }
+        }
+    }
+}
+
 impl TensorToWrite<'_> {
     /// Bytes of the tensor as `stored`, after checking that source and shape agree.
     pub(crate) fn bytes(&self, stored: StoredType) -> Result<u64> {

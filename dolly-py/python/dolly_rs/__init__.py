@@ -25,8 +25,10 @@ from .errors import (
     UnsupportedError,
 )
 from .files import TensorInfo, convert, tensors
+from .lora import LoraConfig, merge_adapter
 from .options import GenerateOptions, Settings
 from .pipelines import Pipeline, Tokenizer, pipeline
+from .provenance import Lineage, LineageWarning, lineage
 from .results import Classification, Generation, Record, Score, Timings, TokenLogprob, Usage
 from .streaming import Stream
 
@@ -44,6 +46,9 @@ __all__ = [
     "Generation",
     "InternalError",
     "InvalidArgumentError",
+    "Lineage",
+    "LineageWarning",
+    "LoraConfig",
     "ModelFormatError",
     "ModelNotFoundError",
     "NetworkError",
@@ -60,6 +65,8 @@ __all__ = [
     "Usage",
     "__version__",
     "convert",
+    "lineage",
+    "merge_adapter",
     "pipeline",
     "tensors",
 ]

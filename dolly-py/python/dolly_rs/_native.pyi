@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from .lora import LoraConfig
 from .options import GenerateOptions, Settings
 
 __all__ = [
@@ -13,9 +14,12 @@ __all__ = [
     "Stream",
     "Tokenizer",
     "__version__",
+    "check_lora",
     "convert",
     "default_options",
+    "lineage",
     "load",
+    "merge_adapter",
     "tensors",
 ]
 
@@ -92,4 +96,16 @@ def load(
 ) -> Pipeline: ...
 def default_options() -> dict[str, Any]: ...
 def tensors(model: str, bundled_dir: str) -> list[tuple[str, list[int], str, int]]: ...
-def convert(model: str, destination: str, format: str, dtype: str, bundled_dir: str) -> None: ...
+def convert(
+    model: str,
+    destination: str,
+    format: str,
+    dtype: str,
+    bundled_dir: str,
+    adapter: str | None,
+) -> None: ...
+def check_lora(lora: LoraConfig) -> None: ...
+def merge_adapter(
+    base: str, adapter: str, output_dir: str, dtype: str, bundled_dir: str
+) -> None: ...
+def lineage(directory: str) -> tuple[str, str, str]: ...

@@ -23,7 +23,16 @@ from .results import Generation
 
 __all__ = ["main"]
 
-_LOAD = ("device", "dtype", "threads", "context_length", "memory_limit", "revision", "offline")
+_LOAD = (
+    "device",
+    "dtype",
+    "threads",
+    "context_length",
+    "memory_limit",
+    "revision",
+    "offline",
+    "adapter",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +92,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("output", help="the directory (safetensors) or file (gguf) to write")
     parser.add_argument("--to", choices=("gguf", "safetensors"), help="else by the output's name")
     parser.add_argument("--dtype", "--format", default="auto", help="auto f32 f16 bf16 q8_0 q4_0")
+    parser.add_argument("--adapter", metavar="DIR", help="a low-rank adapter to merge in")
     parser.set_defaults(command=_convert)
 
 
@@ -95,6 +105,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context-length", type=int, help="longest sequence in tokens")
     group.add_argument("--memory-limit", type=int, metavar="BYTES", help="for weights and caches")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--adapter", metavar="DIR", help="a low-rank adapter to merge in")
     group.add_argument("--offline", action="store_const", const=True, help="do not ask the network")
 
 
@@ -208,5 +219,11 @@ def _plain(report: dict[str, Any]) -> str:
 
 
 def _convert(parsed: argparse.Namespace) -> None:
-    convert(parsed.model, parsed.output, format=parsed.to, dtype=parsed.dtype)
+    convert(
+        parsed.model,
+        parsed.output,
+        format=parsed.to,
+        dtype=parsed.dtype,
+        adapter=parsed.adapter,
+    )
     print(f"wrote {parsed.output}", file=sys.stderr)

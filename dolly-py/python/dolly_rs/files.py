@@ -38,6 +38,7 @@ def convert(
     *,
     format: Literal["gguf", "safetensors"] | None = None,
     dtype: str = "auto",
+    adapter: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write a model in another file format, or with weights of another type.
 
@@ -51,6 +52,8 @@ def convert(
         By the name of the destination unless given.
     dtype : str
         Type of the matrices; ``"auto"`` keeps the stored one as near as the format comes.
+    adapter : path, optional
+        A low-rank adapter, as PEFT writes it, to merge into the weights that are written.
 
     Examples
     --------
@@ -62,4 +65,5 @@ def convert(
     """
     path = os.fspath(destination)
     chosen = format or ("gguf" if path.endswith(".gguf") else "safetensors")
-    _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED))
+    merged = None if adapter is None else os.fspath(adapter)
+    _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED), merged)

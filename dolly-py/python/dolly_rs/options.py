@@ -150,6 +150,7 @@ class Settings:
     memory_limit: int | None = None
     revision: str | None = None
     offline: bool | None = None
+    adapter: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""

@@ -49,6 +49,7 @@ def pipeline(
     memory_limit: int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     progress: bool | Progress | None = None,
     **unknown: NoReturn,
 ) -> Pipeline:
@@ -73,6 +74,9 @@ def pipeline(
         Branch, tag or commit of a hub id.
     offline : bool, optional
         Whether the network must not be asked; ``HF_HUB_OFFLINE`` unless given.
+    adapter : path, optional
+        A directory with a low-rank adapter, as PEFT writes it, that is merged into the weights
+        while they are loaded, whatever the dtype.
     progress : bool or callable, optional
         True shows a tqdm bar where tqdm is installed. A callable gets
         ``(loaded, total, tensor)`` after every tensor, on another thread; what it raises stops
@@ -103,6 +107,7 @@ def pipeline(
         memory_limit=memory_limit,
         revision=revision,
         offline=offline,
+        adapter=None if adapter is None else os.fspath(adapter),
     )
     return Pipeline(settings, progress=progress)
 

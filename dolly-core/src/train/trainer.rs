@@ -1,0 +1,395 @@
+//! The front of training: a model's name and data in, a directory with a trained model out.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::checkpoint::disk::hex;
+use super::evaluate::evaluate_examples;
+use super::examples::{Examples, Row};
+use super::model::{Network, Parameter};
+use super::network::NetworkOptions;
+use super::result::{
+    AdapterToWrite, ModelToWrite, SHARD_BYTES, write_adapter_result, write_model,
+};
+use super::run::{Job, threads};
+use super::special::TokenizerFile;
+use super::{Adapter, Evaluation, StepReport, TrainingOptions, TrainingRun};
+use crate::dataset::{Dataset, Record, SetInfo, SplitSize, TextCorpus};
+use crate::error::{Error, Result};
+use crate::model::Config;
+use crate::pipeline::{Opened, tokenizer_json};
+use crate::provenance::{Kind, Manifest, timestamp};
+use crate::source::{self, SourceOptions};
+use crate::weights::{Checkpoint, ModelFiles, TensorToWrite, Values, WeightFormat};
+
+#[cfg(test)]
+mod tests;
+
+/// Where the first weights come from.
+enum Base {
+    Model { name: String, files: ModelFiles, checkpoint: Checkpoint },
+    Nothing,
+}
+
+/// Trains a model on data and writes the result.
+///
+/// A full fine-tune adds Dolly's special tokens to a tokenizer that lacks them and gives the
+/// embeddings one row per id, as the original does. An adapter leaves its base as it is: where the
+/// base lacks the tokens, the prompt's keys are plain text.
+///
+/// ```
+/// use dolly_core::dataset::{Dataset, ReadOptions, Record, SplitSize};
+/// use dolly_core::train::{Trainer, TrainingOptions};
+///
+/// let rows = (1..9).map(|n| Record::new(format!("Count to {n}."), "One, two, and so on."));
+/// let data = Dataset::from_records(rows, "counting", &ReadOptions::default())?;
+/// let options = TrainingOptions {
+///     max_steps: Some(2),
+///     batch_size: 2,
+///     eval_size: SplitSize::Rows(2),
+///     ..Default::default()
+/// };
+/// let out = std::env::temp_dir().join(format!("dolly-train-example-{}", std::process::id()));
+/// let run = Trainer::new("dolly-nano", options)?.train(&data, &out)?;
+/// assert_eq!(run.history.len(), 2);
+/// let answer = dolly_core::Pipeline::from_pretrained(out.to_str().unwrap())?
+///     .generate("Count to 3.", &dolly_core::GenerateOptions::greedy())?;
+/// # std::fs::remove_dir_all(out).unwrap();
+/// # Ok::<(), dolly_core::Error>(())
+/// ```
+#[must_use]
+pub struct Trainer<'a> {
+    base: Base,
+    config: Config,
+    tokenizer: TokenizerFile,
+    options: TrainingOptions,
+    on_step: Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Opens the model to start from: a hub id, a directory, a `.gguf` file, or `dolly-nano`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`], [`Error::ModelNotFound`], and those of the model's files.
+    pub fn new(id_or_path: &str, options: TrainingOptions) -> Result<Self> {
+        Self::with_source(id_or_path, options, &SourceOptions::from_env())
+    }
+
+    /// As [`new`](Self::new), looking for the model where `source` says.
+    pub fn with_source(
+        id_or_path: &str,
+        options: TrainingOptions,
+        source: &SourceOptions,
+    ) -> Result<Self> {
+        options.validate()?;
+        let files = source::resolve(id_or_path, source)?;
+        let checkpoint = Checkpoint::open(&files)?;
+        let config = Opened::new(&files, &checkpoint)?.config;
+        let origin = Path::new("tokenizer.json");
+        let mut tokenizer = TokenizerFile::new(tokenizer_json(&files, &checkpoint)?, origin)?;
+        if options.lora.is_none() {
+            tokenizer = tokenizer.with_dolly_tokens(origin)?;
+        }
+        let base = Base::Model { name: id_or_path.to_owned(), files, checkpoint };
+        let on_step = Box::new(|_: &StepReport| ControlFlow::Continue(()));
+        Ok(Self { base, config, tokenizer, options, on_step })
+    }
+
+    /// A model from nothing: random weights of the shape `config` gives, and the bytes of a
+    /// `tokenizer.json`, to which Dolly's special tokens are added.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] also for adapters, which need a base; [`Error::Tokenizer`].
+    pub fn from_config(
+        config: Config,
+        tokenizer_json: Vec<u8>,
+        options: TrainingOptions,
+    ) -> Result<Self> {
+        options.validate()?;
+        if options.lora.is_some() {
+            return Err(Error::option("lora", "adapters", "none for a model from nothing"));
+        }
+        let origin = Path::new("tokenizer.json");
+        let tokenizer = TokenizerFile::new(tokenizer_json, origin)?.with_dolly_tokens(origin)?;
+        let on_step = Box::new(|_: &StepReport| ControlFlow::Continue(()));
+        Ok(Self { base: Base::Nothing, config, tokenizer, options, on_step })
+    }
+
+    /// Called after every step; [`ControlFlow::Break`] ends the run there, with a checkpoint and a
+    /// result.
+    pub fn on_step(mut self, call: impl FnMut(&StepReport) -> ControlFlow<()> + 'a) -> Self {
+        self.on_step = Box::new(call);
+        self
+    }
+
+    /// Trains on instructions and writes the result to `output_dir`.
+    ///
+    /// The directory then holds a model in the Hugging Face layout (or an adapter in PEFT's), its
+    /// card and manifest, `log.jsonl`, TensorBoard's `runs/`, and the checkpoints.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] and [`Error::Cancelled`] with all checkpoints kept;
+    /// [`Error::InvalidInput`] for data that cannot be trained on, and for a directory with
+    /// checkpoints unless [`resume`](TrainingOptions::resume) is set; [`Error::MemoryLimit`];
+    /// [`Error::Io`].
+    pub fn train(self, data: &Dataset, output_dir: impl AsRef<Path>) -> Result<TrainingRun> {
+        let (train, eval) = match has_eval(self.options.eval_size) {
+            true => {
+                let (train, eval) = data.split(self.options.eval_size, self.options.seed)?;
+                (train, Some(eval))
+            }
+            false => (data.clone(), None),
+        };
+        let length = self.max_length();
+        let encode = |data: &Dataset| {
+            Examples::from_rows(data.iter().map(row), &self.tokenizer.tokenizer, length)
+        };
+        let eval = eval.as_ref().map(encode).transpose()?.unwrap_or_default();
+        let examples = encode(&train)?;
+        self.run(&examples, &eval, train.sources(), output_dir.as_ref())
+    }
+
+    /// Trains on plain text, packed into blocks of [`max_length`](TrainingOptions::max_length): all
+    /// tokens are predicted. Results and errors as [`train`](Self::train).
+    pub fn train_text(
+        self,
+        corpus: &TextCorpus,
+        output_dir: impl AsRef<Path>,
+    ) -> Result<TrainingRun> {
+        let (train, eval) = match has_eval(self.options.eval_size) {
+            true => {
+                let (train, eval) = corpus.split(self.options.eval_size, self.options.seed)?;
+                (train, Some(eval))
+            }
+            false => (corpus.clone(), None),
+        };
+        let length = self.max_length();
+        let end = self.config.eos_token_ids.first().copied();
+        let pack = |corpus: &TextCorpus| {
+            let packed = corpus.pack(&self.tokenizer.tokenizer, length, end)?;
+            Examples::from_blocks(packed.blocks().map(<[u32]>::to_vec))
+        };
+        let eval = eval.as_ref().map(pack).transpose()?.unwrap_or_default();
+        let examples = pack(&train)?;
+        self.run(&examples, &eval, train.sources(), output_dir.as_ref())
+    }
+
+    fn max_length(&self) -> usize {
+        let longest = self.config.max_position_embeddings;
+        // Rows of this length or more are dropped: one beyond the context would never be run.
+        self.options.max_length.unwrap_or(longest).min(longest)
+    }
+
+    fn run(
+        mut self,
+        train: &Examples,
+        eval: &Examples,
+        sources: &[SetInfo],
+        output_dir: &Path,
+    ) -> Result<TrainingRun> {
+        let mut manifest = self.manifest(sources, output_dir)?;
+        let base = self.base_digest(&manifest);
+        let mut network = self.network()?;
+        let run = super::run::run(Job {
+            model: &mut network,
+            options: &self.options,
+            train,
+            eval,
+            output_dir,
+            base,
+            on_step: &mut *self.on_step,
+        })?;
+        metrics(&mut manifest, &run);
+        self.write(&network, &manifest, output_dir)?;
+        Ok(run)
+    }
+
+    /// The network with its first weights, within the memory limit.
+    fn network(&self) -> Result<Network> {
+        let rows = match self.options.lora {
+            // One row per id, as the original's resize.
+            None => self.tokenizer.tokenizer.vocab_size(),
+            Some(_) => self.config.vocab_size,
+        };
+        let config = Config { vocab_size: rows, ..self.config.clone() };
+        let trained = if self.options.lora.is_none() { config.parameters() } else { 0 };
+        self.check_memory(config.parameters().saturating_mul(4), trained)?;
+        let options = network_options(&self.options, self.options.lora.clone());
+        let seed = self.options.seed;
+        let network = match &self.base {
+            Base::Model { checkpoint, .. } => {
+                Network::load(checkpoint, config, rows, &options, seed)?
+            }
+            Base::Nothing => Network::initialised(config, &options, seed)?,
+        };
+        let trained = network.parameters().iter().filter(|p| p.trainable);
+        let trained = trained.map(|p| p.values.len() as u64).sum();
+        self.check_memory(network.memory_bytes(), trained)?;
+        Ok(network)
+    }
+
+    /// `held` bytes, and for each trained weight its gradient and two moments.
+    fn check_memory(&self, held: u64, trained: u64) -> Result<()> {
+        let needed = held.saturating_add(trained.saturating_mul(12));
+        match self.options.memory_limit {
+            Some(limit) if needed > limit => {
+                let what = "training (weights, gradients and moments)".to_owned();
+                Err(Error::MemoryLimit { what, needed, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn manifest(&self, sources: &[SetInfo], output_dir: &Path) -> Result<Manifest> {
+        let name = output_dir.file_name().map(|name| name.to_string_lossy().into_owned());
+        let kind = if self.options.lora.is_some() { Kind::Adapter } else { Kind::Model };
+        let mut manifest = Manifest::new(name.unwrap_or_else(|| "model".to_owned()), kind);
+        if let Base::Model { name, files, .. } = &self.base {
+            manifest.add_base(name, files)?;
+        }
+        manifest.set_tokenizer("tokenizer", &self.tokenizer.json);
+        manifest.record.created = Some(timestamp(SystemTime::now()));
+        manifest.record.data = sources.to_vec();
+        let mut options = json!(self.options.fingerprint());
+        if let Some(map) = options.as_object_mut() {
+            map.insert("epochs".to_owned(), json!(self.options.epochs));
+            map.insert("max_steps".to_owned(), json!(self.options.max_steps));
+            map.insert("max_length".to_owned(), json!(self.max_length()));
+        }
+        manifest.record.options = options;
+        Ok(manifest)
+    }
+
+    /// The base's identity for a resume: the hashes of its files, or its shape.
+    fn base_digest(&self, manifest: &Manifest) -> String {
+        let mut hash = Sha256::new();
+        match &self.base {
+            Base::Model { .. } => {
+                let files = manifest.record.parents.iter().flat_map(|parent| &parent.part.files);
+                files.for_each(|file| hash.update(&file.sha256));
+            }
+            Base::Nothing => hash.update(json!(self.config.to_json()).to_string()),
+        }
+        hash.update(Sha256::digest(&self.tokenizer.json));
+        hex(&hash.finalize())
+    }
+
+    fn write(&self, network: &Network, manifest: &Manifest, directory: &Path) -> Result<()> {
+        let kept = |p: &&Parameter| p.trainable || self.options.lora.is_none();
+        let sources: Vec<(&Parameter, Values<'_>)> = network
+            .parameters()
+            .iter()
+            .filter(kept)
+            .map(|p| Ok((p, Values::of_tensor(&p.name, &p.shape, &p.values)?)))
+            .collect::<Result<_>>()?;
+        let tensors: Vec<TensorToWrite<'_>> = sources
+            .iter()
+            .map(|(p, source)| TensorToWrite { name: &p.name, shape: &p.shape, source })
+            .collect();
+        match (&self.options.lora, &self.base) {
+            (Some(lora), Base::Model { name, .. }) => {
+                let tokenizer = Some(&*self.tokenizer.json);
+                let (config, tensors) = (lora, &*tensors);
+                let adapter = AdapterToWrite { config, base: name, tensors, tokenizer, manifest };
+                write_adapter_result(directory, &adapter)
+            }
+            _ => {
+                let model = ModelToWrite {
+                    config: network.config(),
+                    tensors: &tensors,
+                    format: WeightFormat::F32,
+                    tokenizer: &self.tokenizer.json,
+                    manifest,
+                    shard_bytes: SHARD_BYTES,
+                };
+                write_model(directory, &model)
+            }
+        }
+    }
+}
+
+/// Loss and perplexity of a model, or of an adapter's directory, on instructions; by category too.
+///
+/// Of `options`, batch size, `max_length`, threads and `cancel` are read. The result does not
+/// depend on the first and the third.
+///
+/// ```
+/// use dolly_core::dataset::{Dataset, ReadOptions, Record};
+/// use dolly_core::train::{TrainingOptions, evaluate};
+/// let rows = [Record::new("Name a colour.", "Red.").with_category("brainstorming")];
+/// let data = Dataset::from_records(rows, "mine", &ReadOptions::default())?;
+/// let found = evaluate("dolly-nano", &data, &TrainingOptions::default())?;
+/// assert_eq!(found.all, found.by_category["brainstorming"]);
+/// # Ok::<(), dolly_core::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::InvalidInput`] where no row is left to evaluate, and those of [`Trainer::new`].
+pub fn evaluate(id_or_path: &str, data: &Dataset, options: &TrainingOptions) -> Result<Evaluation> {
+    options.validate()?;
+    let source = SourceOptions::from_env();
+    let directory = Path::new(id_or_path);
+    let is_adapter = directory.join("adapter_config.json").is_file()
+        && !directory.join("config.json").is_file();
+    let adapter = is_adapter.then(|| Adapter::read(directory)).transpose()?;
+    let base = match &adapter {
+        None => id_or_path,
+        Some(adapter) => adapter.base().ok_or_else(|| {
+            Error::InvalidInput(format!("the adapter in {id_or_path} names no base model"))
+        })?,
+    };
+    let files = source::resolve(base, &source)?;
+    let mut checkpoint = Checkpoint::open(&files)?;
+    let Opened { config, tokenizer } = Opened::new(&files, &checkpoint)?;
+    if let Some(adapter) = adapter {
+        adapter.attach(&mut checkpoint, &config)?;
+    }
+    let longest = config.max_position_embeddings;
+    let length = options.max_length.unwrap_or(longest).min(longest);
+    let examples = Examples::from_rows(data.iter().map(row), &tokenizer, length)?;
+    let rows = config.vocab_size;
+    let mut network = Network::load(&checkpoint, config, rows, &network_options(options, None), 0)?;
+    network.parameters_mut().iter_mut().for_each(|p| p.gradient = Vec::new());
+    evaluate_examples(&mut network, &examples, options.batch_size, options.cancel.as_ref())
+}
+
+fn network_options(options: &TrainingOptions, lora: Option<super::LoraConfig>) -> NetworkOptions {
+    NetworkOptions {
+        threads: threads(options),
+        gradient_checkpointing: options.gradient_checkpointing,
+        dropout: options.dropout,
+        lora,
+    }
+}
+
+fn has_eval(size: SplitSize) -> bool {
+    match size {
+        SplitSize::Rows(rows) => rows > 0,
+        SplitSize::Fraction(share) => share > 0.0,
+    }
+}
+
+fn row(record: &Record) -> Row<'_> {
+    Row {
+        instruction: &record.instruction,
+        context: &record.context,
+        response: &record.response,
+        category: record.category.as_deref(),
+    }
+}
+
+fn metrics(manifest: &mut Manifest, run: &TrainingRun) {
+    let metrics = &mut manifest.record.metrics;
+    metrics.insert("steps".to_owned(), run.history.len() as f64);
+    if let Some(row) = run.history.last() {
+        metrics.insert("train_loss".to_owned(), row.loss);
+    }
+    if let Some(evaluation) = &run.evaluation {
+        metrics.insert("eval_loss".to_owned(), evaluation.all.loss);
+        metrics.insert("eval_perplexity".to_owned(), evaluation.all.perplexity);
+    }
+}
