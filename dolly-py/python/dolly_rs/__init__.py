@@ -8,10 +8,12 @@ True
 """
 
 from ._native import __version__
+from .data import Dataset, Report, SetInfo, load_dataset
 from .errors import (
     CancelledError,
     ClosedError,
     ContextOverflowError,
+    DataFormatError,
     DeadlineError,
     DeviceError,
     DollyError,
@@ -35,6 +37,8 @@ __all__ = [
     "Classification",
     "ClosedError",
     "ContextOverflowError",
+    "DataFormatError",
+    "Dataset",
     "DeadlineError",
     "DeviceError",
     "DollyError",
@@ -49,7 +53,9 @@ __all__ = [
     "NetworkError",
     "Pipeline",
     "Record",
+    "Report",
     "Score",
+    "SetInfo",
     "Settings",
     "Stream",
     "TensorInfo",
@@ -60,6 +66,7 @@ __all__ = [
     "Usage",
     "__version__",
     "convert",
+    "load_dataset",
     "pipeline",
     "tensors",
 ]
