@@ -264,8 +264,8 @@ def test_command_line(tmp_path: Path) -> None:
     assert "1 rows skipped" in done.stdout
     out = tmp_path / "parts"
     done = dolly(
-        path, "--on-bad-row", "skip", "--report", "json", "--split", "1", "--seed", "3", "--out", out,
-        "--model", "dolly-nano", "--max-length", "1",
+        path, "--on-bad-row", "skip", "--report", "json", "--split", "1", "--seed", "3",
+        "--out", out, "--model", "dolly-nano", "--max-length", "1",
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert (report["lengths"]["unit"], report["too_long"]["rows"]) == ("tokens", 3)

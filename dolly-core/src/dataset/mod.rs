@@ -31,6 +31,10 @@ mod json_row;
 mod options;
 mod order;
 mod parallel;
+#[cfg(feature = "parquet")]
+mod parquet_file;
+#[cfg(feature = "parquet")]
+mod parquet_guard;
 mod read;
 mod report;
 #[cfg(test)]

@@ -6,14 +6,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import Any, Literal, TypedDict, overload
 
 from . import _native
 from .errors import InvalidArgumentError
+from .pipelines import Pipeline, Tokenizer
 from .reports import Report
-
-if TYPE_CHECKING:
-    from .pipelines import Pipeline, Tokenizer
 
 __all__ = ["Dataset", "Report", "Row", "SetInfo", "load_dataset"]
 
@@ -221,7 +219,7 @@ class Dataset(Sequence[Row]):
         >>> len(data), data.sources[0].steps
         (2, ['filter: late; kept 2 of 3 rows'])
         """
-        words = description or getattr(keep, "__name__", "a function")
+        words = description or str(getattr(keep, "__name__", "a function"))
         return Dataset(self._native.filter([bool(keep(row)) for row in self], words))
 
     def shuffle(self, seed: int = 42) -> Dataset:
@@ -272,7 +270,7 @@ class Dataset(Sequence[Row]):
         max_length : int, optional
             Rows of this length or more are counted: training drops them.
         """
-        inner = getattr(tokenizer, "tokenizer", tokenizer)
+        inner = tokenizer.tokenizer if isinstance(tokenizer, Pipeline) else tokenizer
         native = None if inner is None else inner._native
         return Report(*self._native.report(native, max_length))
 

@@ -1,6 +1,8 @@
 //! Tests of data sets: every row of every bad file is accounted for.
 
 mod files;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod properties;
 mod sets;
 mod torture;

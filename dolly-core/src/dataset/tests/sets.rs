@@ -15,10 +15,10 @@ fn numbers(data: &Dataset) -> Vec<usize> {
     data.iter().map(|record| record.instruction.parse().unwrap()).collect()
 }
 
-/// Orders by `tests/golden/dataset_order.py`, which has its own ChaCha.
+/// Orders by `tests/golden/dataset/order.py`, which has its own ChaCha.
 #[test]
 fn orders_are_those_of_an_independent_implementation() {
-    let golden = include_str!("../../../../tests/golden/dataset_order.json");
+    let golden = include_str!("../../../../tests/golden/dataset/order.json");
     let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() >= 6);
