@@ -3,7 +3,7 @@
 ChaCha is written from RFC 8439's quarter round with 8 rounds and a 64-bit block counter and stream;
 the rest from the words at the head of `dolly-core/src/dataset/order.rs`.
 
-    python tests/golden/dataset_order.py > tests/golden/dataset_order.json
+    python tests/golden/dataset/order.py > tests/golden/dataset/order.json
 """
 
 import json
@@ -77,4 +77,4 @@ for seed, count in [(0, 3), (1, 5), (42, 10), (42, 100), (2**63, 33), (2**64 - 1
             "train": [row for row in range(count) if row not in apart],
         }
     )
-print(json.dumps({"command": "python tests/golden/dataset_order.py", "cases": cases}))
+print(json.dumps({"command": "python tests/golden/dataset/order.py", "cases": cases}))
