@@ -497,7 +497,8 @@ fn cards_cannot_be_broken_out_of() {
 #[test]
 fn an_adapter_is_written_with_its_manifest() {
     let config = LoraConfig { rank: 1, targets: vec!["embed_out".into()], ..LoraConfig::default() };
-    let (a, b) = (vec![0.5; 32], vec![0.25; 96]);
+    let a: Vec<f32> = (0..32).map(|i| i as f32 / 32.0).collect();
+    let b = vec![0.25; 96];
     let names = ["A", "B"].map(|half| format!("base_model.model.embed_out.lora_{half}.weight"));
     let sources = [
         Values::new(&names[0], (1, 32), &a).unwrap(),

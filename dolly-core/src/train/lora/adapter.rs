@@ -179,6 +179,12 @@ fn halves<'a>(checkpoint: &'a Checkpoint, file: &Path) -> Result<BTreeMap<String
         let (module, is_a) = match (strip(name, "A"), strip(name, "B")) {
             (Some(module), _) => (module, true),
             (_, Some(module)) => (module, false),
+            _ if !name.contains(".lora_") => {
+                let what = "a whole layer beside the adapter (save_embedding_layers=False of \
+                            PEFT's save_pretrained leaves it out)";
+                let file = file.display();
+                return Err(Error::Unsupported(format!("{file}: {:?}: {what}", info.name)));
+            }
             _ => return fail("is neither lora_A.weight nor lora_B.weight of a layer"),
         };
         let Some(name) = canonical_name(&format!("{module}.weight")) else {
