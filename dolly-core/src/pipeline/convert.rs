@@ -6,11 +6,13 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::{Activation, Config};
+use crate::options::CancelToken;
 use crate::pipeline::builder::stored_format;
 use crate::pipeline::opened::{GgufArrays, Opened, gguf_metadata};
 use crate::tokenizer::Exported;
 use crate::weights::{
-    AtomicFile, Checkpoint, ModelFiles, WeightFormat, write_gguf, write_safetensors,
+    AtomicFile, Checkpoint, ModelFiles, Watch, WeightFormat, WriteProgress, write_gguf_watched,
+    write_safetensors_watched,
 };
 
 const MAX_CONFIG: u64 = 16 << 20;
@@ -41,9 +43,11 @@ impl std::str::FromStr for FileFormat {
 /// Writes a model to `destination`, a file or a directory by its format.
 ///
 /// [`WeightFormat::Auto`] keeps the stored type as near as the format comes. Each file appears
-/// whole or not at all, `config.json` last, so that a directory is a model only once it is complete.
-/// Errors: those of reading a model, of [`write_gguf`] and [`write_safetensors`], and
-/// [`Error::InvalidInput`] for a destination that is the source.
+/// whole or not at all, `config.json` last, so that a directory is a model only once it is complete;
+/// files of these names that are there are replaced. Errors: those of reading a model, of
+/// [`write_gguf`](crate::weights::write_gguf) and
+/// [`write_safetensors`](crate::weights::write_safetensors), and [`Error::InvalidInput`] for a
+/// destination that is (part of) the source, or a directory where a file is to be written.
 ///
 /// ```no_run
 /// use dolly_core::source::{SourceOptions, resolve};
@@ -58,7 +62,34 @@ pub fn convert(
     to: FileFormat,
     format: WeightFormat,
 ) -> Result<()> {
-    refuse_source(source, destination)?;
+    convert_with(source, destination, to, format, &CancelToken::new(), &mut |_| ())
+}
+
+/// As [`convert()`], telling `on_progress` of each tensor that was written.
+///
+/// `cancel` stops it from any thread, or from the callback, within a piece of a tensor:
+/// [`Error::Cancelled`], and the file that was being written is not there.
+///
+/// ```no_run
+/// use dolly_core::source::{SourceOptions, resolve};
+/// use dolly_core::{CancelToken, FileFormat, WeightFormat, convert_with};
+/// let files = resolve("dolly-nano", &SourceOptions::from_env())?;
+/// let (to, format) = (FileFormat::Gguf, WeightFormat::Auto);
+/// convert_with(&files, "nano.gguf".as_ref(), to, format, &CancelToken::new(), &mut |done| {
+///     println!("{}: {} of {} weights", done.tensor, done.written, done.total);
+/// })?;
+/// # Ok::<(), dolly_core::Error>(())
+/// ```
+pub fn convert_with(
+    source: &ModelFiles,
+    destination: &Path,
+    to: FileFormat,
+    format: WeightFormat,
+    cancel: &CancelToken,
+    on_progress: &mut dyn FnMut(WriteProgress),
+) -> Result<()> {
+    refuse_destination(source, destination, to)?;
+    let mut watch = Watch { cancel, on_progress };
     let checkpoint = Checkpoint::open(source)?;
     let config = Opened::new(source, &checkpoint)?.config;
     let tokenizer = exported(source, &checkpoint)?;
@@ -68,28 +99,44 @@ pub fn convert(
     };
     match to {
         FileFormat::Gguf => {
-            write_gguf(destination, &checkpoint, &config, &tokenizer.into_gguf()?, format)
+            let tokenizer = tokenizer.into_gguf()?;
+            write_gguf_watched(destination, &checkpoint, &config, &tokenizer, format, &mut watch)
         }
         FileFormat::Safetensors => {
             let parts = Directory { source, checkpoint, config, tokenizer };
-            parts.write(destination, format)
+            parts.write(destination, format, &mut watch)
         }
     }
 }
 
-/// Writing over what is being read would leave neither.
-fn refuse_source(source: &ModelFiles, destination: &Path) -> Result<()> {
-    let original: Option<PathBuf> = match source {
-        ModelFiles::Directory { config, .. } => config.parent().map(Path::to_owned),
-        ModelFiles::Gguf { file, .. } => Some(file.clone()),
-    };
-    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    match original.is_some_and(|original| same(&original, destination)) {
-        true => Err(Error::InvalidInput(format!("{} is the source", destination.display()))),
-        false => Ok(()),
+/// Writing over what is being read would leave neither; a directory is not replaced by a file.
+fn refuse_destination(source: &ModelFiles, destination: &Path, to: FileFormat) -> Result<()> {
+    let mut originals: Vec<PathBuf> = Vec::new();
+    match source {
+        ModelFiles::Directory { config, tokenizer, weights, index } => {
+            originals.extend(config.parent().map(Path::to_owned));
+            originals.push(config.clone());
+            originals.extend(tokenizer.iter().chain(weights).chain(index).cloned());
+        }
+        ModelFiles::Gguf { file, tokenizer } => {
+            originals.push(file.clone());
+            originals.extend(tokenizer.clone());
+        }
+    }
+    // A destination that cannot be resolved is not there yet.
+    let Ok(real) = destination.canonicalize() else { return Ok(()) };
+    let shown = destination.display();
+    if originals.iter().any(|original| original.canonicalize().is_ok_and(|it| it == real)) {
+        return Err(Error::InvalidInput(format!("{shown} is the source")));
+    }
+    match (to, real.is_dir()) {
+        (FileFormat::Gguf, true) => Err(Error::InvalidInput(format!(
+            "{shown} is a directory; a .gguf file is to be written"
+        ))),
+        (FileFormat::Safetensors, false) => Err(Error::InvalidInput(format!(
+            "{shown} is a file; a directory of safetensors is to be written"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -116,7 +163,8 @@ struct Directory<'a> {
 }
 
 impl Directory<'_> {
-    fn write(&self, directory: &Path, format: WeightFormat) -> Result<()> {
+    fn write(&self, directory: &Path, format: WeightFormat, watch: &mut Watch<'_>) -> Result<()> {
+        let is_new = !directory.exists();
         std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
         let (format, name) = match format {
             WeightFormat::F32 => (format, "float32"),
@@ -124,7 +172,13 @@ impl Directory<'_> {
             // Safetensors has no blocks: what was quantized is stored as the nearest plain type.
             _ => (WeightFormat::F16, "float16"),
         };
-        write_safetensors(&directory.join("model.safetensors"), &self.checkpoint, format)?;
+        let weights = directory.join("model.safetensors");
+        let written = write_safetensors_watched(&weights, &self.checkpoint, format, watch);
+        if written.is_err() && is_new {
+            // Removes an empty directory only; the error to tell is the one that led here.
+            drop(std::fs::remove_dir(directory));
+        }
+        written?;
         let tokenizer = directory.join("tokenizer.json");
         match self.source {
             ModelFiles::Directory { tokenizer: Some(file), .. } => {

@@ -23,7 +23,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
 pub use builder::{Device, PipelineBuilder};
-pub use convert::{FileFormat, convert};
+pub use convert::{FileFormat, convert, convert_with};
 pub use score::RequestOptions;
 pub use stream::{Stream, StreamEvent};
 
