@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::{Activation, Config};
+use crate::model::Config;
 use crate::options::CancelToken;
 use crate::pipeline::builder::stored_format;
 use crate::pipeline::opened::{GgufArrays, Opened, gguf_metadata};
@@ -207,13 +207,6 @@ impl Directory<'_> {
 
 /// A `config.json` by the names of transformers' `GPTNeoXConfig`.
 fn fields(config: &Config) -> Map<String, Value> {
-    let activation = match config.hidden_act {
-        Activation::Gelu => "gelu",
-        Activation::GeluTanh => "gelu_new",
-        Activation::QuickGelu => "quick_gelu",
-        Activation::Relu => "relu",
-        Activation::Silu => "silu",
-    };
     let mut fields = json!({
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -222,7 +215,7 @@ fn fields(config: &Config) -> Map<String, Value> {
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "intermediate_size": config.intermediate_size,
-        "hidden_act": activation,
+        "hidden_act": config.hidden_act.name(),
         "layer_norm_eps": shortest(config.layer_norm_eps),
         "rotary_pct": rotary_pct(config.rotary_dims, config.head_dim()),
         "rotary_emb_base": shortest(config.rotary_base),

@@ -133,12 +133,7 @@ impl TensorToWrite<'_> {
             file.write(&packed)
         };
         if let (RowOrder::SplitQkv { heads, head_dim }, [_]) = (order, self.shape) {
-            let mut weights = try_zeroed(cols, self.name)?;
-            self.source.read_rows(0, &mut weights)?;
-            for first in split_runs(heads, head_dim) {
-                put(weights.get(first..first + head_dim).unwrap_or_default())?;
-            }
-            return Ok(());
+            return self.write_split_vector(heads, head_dim, &mut put);
         }
         let most = (PIECE / cols.max(1)).clamp(1, rows.max(1));
         let mut weights = try_zeroed(most.saturating_mul(cols), self.name)?;
@@ -159,6 +154,19 @@ impl TensorToWrite<'_> {
                 split_runs(heads, head_dim).try_for_each(|first| copy(first, head_dim))
             }
         }
+    }
+
+    /// A bias of queries, keys and values, in llama.cpp's order.
+    fn write_split_vector(
+        &self,
+        heads: usize,
+        head_dim: usize,
+        put: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut weights = try_zeroed(self.source.shape().1, self.name)?;
+        self.source.read_rows(0, &mut weights)?;
+        split_runs(heads, head_dim)
+            .try_for_each(|first| put(weights.get(first..first + head_dim).unwrap_or_default()))
     }
 }
 

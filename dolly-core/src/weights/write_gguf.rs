@@ -11,7 +11,7 @@ use super::names::{self, RowOrder};
 use super::write::{Progress, TensorToWrite, Watch, stored_type};
 use super::{RowSource, StoredType, WeightFormat};
 use crate::error::{Error, Result};
-use crate::model::{Activation, Config};
+use crate::model::{Activation, Config, GGUF_HIDDEN_ACT};
 
 /// Where tensor data starts and every tensor is aligned, the format's default.
 const ALIGNMENT: u64 = 32;
@@ -295,6 +295,9 @@ fn describe_model(pairs: &mut Header, config: &Config, matrices: StoredType) -> 
     }
     pairs.f32("gptneox.attention.layer_norm_epsilon", config.layer_norm_eps);
     pairs.key("gptneox.use_parallel_residual", 7).raw(&[config.use_parallel_residual.into()]);
+    if config.hidden_act != Activation::Gelu {
+        pairs.text(GGUF_HIDDEN_ACT, config.hidden_act.name());
+    }
     Ok(())
 }
 

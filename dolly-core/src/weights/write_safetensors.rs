@@ -56,7 +56,7 @@ pub fn write_safetensors_from(
     Watch::unwatched(|watch| write_tensors(path, tensors, format, watch))
 }
 
-fn write_tensors(
+pub(super) fn write_tensors(
     path: &Path,
     tensors: &[TensorToWrite<'_>],
     format: WeightFormat,

@@ -89,7 +89,15 @@ def load(
     settings: Settings,
     bundled_dir: str,
     progress: Callable[[int, int, str], object] | None,
+    download: Callable[[int, int | None, str], object] | None,
 ) -> Pipeline: ...
 def default_options() -> dict[str, Any]: ...
 def tensors(model: str, bundled_dir: str) -> list[tuple[str, list[int], str, int]]: ...
-def convert(model: str, destination: str, format: str, dtype: str, bundled_dir: str) -> None: ...
+def convert(
+    model: str,
+    destination: str,
+    format: str,
+    dtype: str,
+    bundled_dir: str,
+    progress: Callable[[int, int, str], object] | None,
+) -> None: ...

@@ -208,5 +208,6 @@ def _plain(report: dict[str, Any]) -> str:
 
 
 def _convert(parsed: argparse.Namespace) -> None:
-    convert(parsed.model, parsed.output, format=parsed.to, dtype=parsed.dtype)
+    shown = sys.stderr.isatty()
+    convert(parsed.model, parsed.output, format=parsed.to, dtype=parsed.dtype, progress=shown)
     print(f"wrote {parsed.output}", file=sys.stderr)

@@ -6,7 +6,8 @@ import os
 from typing import Literal, NamedTuple
 
 from . import _native
-from .pipelines import BUNDLED
+from .pipelines import BUNDLED, Progress
+from .progress import reporter
 
 __all__ = ["TensorInfo", "convert", "tensors"]
 
@@ -38,8 +39,11 @@ def convert(
     *,
     format: Literal["gguf", "safetensors"] | None = None,
     dtype: str = "auto",
+    progress: bool | Progress | None = None,
 ) -> None:
     """Write a model in another file format, or with weights of another type.
+
+    Each file appears whole or not at all. Ctrl-C stops it and leaves no part of a file.
 
     Parameters
     ----------
@@ -51,6 +55,8 @@ def convert(
         By the name of the destination unless given.
     dtype : str
         Type of the matrices; ``"auto"`` keeps the stored one as near as the format comes.
+    progress : bool or callable, optional
+        As of `pipeline`: a callable gets ``(written, total, tensor)`` after every tensor.
 
     Examples
     --------
@@ -62,4 +68,5 @@ def convert(
     """
     path = os.fspath(destination)
     chosen = format or ("gguf" if path.endswith(".gguf") else "safetensors")
-    _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED))
+    with reporter(progress, f"Writing {path}") as reports:
+        _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED), reports.tensor)

@@ -74,7 +74,8 @@ def pipeline(
     offline : bool, optional
         Whether the network must not be asked; ``HF_HUB_OFFLINE`` unless given.
     progress : bool or callable, optional
-        True shows a tqdm bar where tqdm is installed. A callable gets
+        True shows downloads and loading on standard error: as bars where tqdm is installed, else
+        downloads as a line of the terminal. A callable gets
         ``(loaded, total, tensor)`` after every tensor, on another thread; what it raises stops
         the load.
 
@@ -126,8 +127,8 @@ class Pipeline:
 
     def __init__(self, settings: Settings, *, progress: bool | Progress | None = None) -> None:
         self._settings = settings
-        with reporter(progress, settings.model) as report:
-            self._native = _native.load(settings, str(BUNDLED), report)
+        with reporter(progress, f"Loading {settings.model}") as reports:
+            self._native = _native.load(settings, str(BUNDLED), *reports)
         self._tokenizer = Tokenizer(self._native.tokenizer)
 
     # A text is a sequence of texts to the type checker: it takes the first overload that fits.
