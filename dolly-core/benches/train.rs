@@ -6,11 +6,14 @@
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::exit)]
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
-use dolly_core::Config;
-use dolly_core::dataset::{SplitSize, TextCorpus};
+use dolly_core::dataset::{ReadOptions, SplitSize, TextCorpus};
+use dolly_core::model::Config;
+use dolly_core::tokenizer::train_tokenizer;
 use dolly_core::train::{LoraConfig, Trainer, TrainingOptions};
+use dolly_core::weights::{RowSource, TensorToWrite, WeightFormat, write_safetensors_from};
 use serde_json::json;
 
 const VOCABULARY: usize = 50_280;
@@ -36,16 +39,65 @@ fn config(shape: &str) -> serde_json::Value {
 
 /// A vocabulary of the right size; its entries beyond the bytes are never met.
 fn tokenizer() -> Vec<u8> {
-    let mut json: serde_json::Value = serde_json::from_slice(
-        &dolly_core::tokenizer::train_tokenizer([""].iter(), 261, 1).unwrap(),
-    )
-    .unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&train_tokenizer([""].iter(), 261, 1).unwrap()).unwrap();
     let vocab = json["model"]["vocab"].as_object_mut().unwrap();
     let known = vocab.len();
     for id in known..VOCABULARY {
         vocab.insert(format!("filler{id}"), id.into());
     }
     serde_json::to_vec(&json).unwrap()
+}
+
+/// Random weights of deviation about 0.02, without storing them.
+struct Noise {
+    name: String,
+    shape: (usize, usize),
+}
+
+impl RowSource for Noise {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn read_rows(&self, first: usize, out: &mut [f32]) -> dolly_core::Result<()> {
+        for (i, x) in out.iter_mut().enumerate() {
+            let place = (first * self.shape.1 + i) as u64 + self.name.len() as u64;
+            let n = place.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_mul(place | 1) >> 40;
+            *x = (n as f32 / (1 << 24) as f32 - 0.5) * 0.07;
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint of the shape.
+fn write_model(directory: &Path, config: &serde_json::Value) {
+    std::fs::create_dir_all(directory).unwrap();
+    let bytes = serde_json::to_vec(config).unwrap();
+    let specs = Config::from_json_bytes(&bytes, directory).unwrap().tensors().unwrap();
+    let sources: Vec<Noise> = specs
+        .iter()
+        .map(|spec| {
+            let (rows, columns) = match *spec.shape {
+                [rows, columns] => (rows, columns),
+                _ => (1, spec.shape[0]),
+            };
+            Noise { name: spec.name.clone(), shape: (rows, columns) }
+        })
+        .collect();
+    let tensors: Vec<TensorToWrite<'_>> = specs
+        .iter()
+        .zip(&sources)
+        .map(|(spec, source)| TensorToWrite { name: &spec.name, shape: &spec.shape, source })
+        .collect();
+    let weights = directory.join("model.safetensors");
+    write_safetensors_from(&weights, &tensors, WeightFormat::F16).unwrap();
+    std::fs::write(directory.join("config.json"), bytes).unwrap();
+    std::fs::write(directory.join("tokenizer.json"), tokenizer()).unwrap();
 }
 
 fn peak_mb() -> u64 {
@@ -62,8 +114,7 @@ fn main() {
     let threads = word(2, "2").parse().unwrap();
     let steps: u64 = word(3, "6").parse().unwrap();
     let directory = std::env::temp_dir().join(format!("dolly-bench-train-{}", std::process::id()));
-    let out = directory.join("out");
-    let config = config(&shape);
+    write_model(&directory, &config(&shape));
     let options = TrainingOptions {
         lora: (mode == "lora").then(LoraConfig::default),
         max_steps: Some(steps),
@@ -77,8 +128,8 @@ fn main() {
         ..Default::default()
     };
     let text: String = (0..20_000_u32).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
-    let corpus = TextCorpus::from_texts([text], "letters", None, None).unwrap();
-    let trainer = trainer(&directory, &config, options);
+    let corpus = TextCorpus::from_texts([text], "letters", &ReadOptions::default()).unwrap();
+    let trainer = Trainer::new(directory.to_str().unwrap(), options).unwrap();
     let mut last = Instant::now();
     let mut times = Vec::new();
     let run = trainer.on_step(|report| {
@@ -94,5 +145,5 @@ fn main() {
         }
         ControlFlow::Continue(())
     });
-    run.train_text(&corpus, out).unwrap();
+    run.train_text(&corpus, directory.join("out")).unwrap();
 }

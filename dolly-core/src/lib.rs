@@ -69,12 +69,12 @@ pub use generate::{
 pub use model::{Config, LoadProgress};
 pub use options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
 pub use pipeline::{
-    Device, FileFormat, MemoryUse, Pipeline, PipelineBuilder, Prompt, RequestOptions, Stream,
-    StreamEvent, convert, convert_with_adapter, merge_adapter,
+    ConvertOptions, Device, FileFormat, MemoryUse, Pipeline, PipelineBuilder, Prompt,
+    RequestOptions, Stream, StreamEvent, convert, convert_with, merge_adapter,
 };
 pub use prompt::Instruction;
 pub use tokenizer::{TextStream, Tokenizer};
-pub use weights::WeightFormat;
+pub use weights::{WeightFormat, WriteProgress};
 
 /// The README's Rust blocks, run as documentation tests.
 #[cfg(doctest)]

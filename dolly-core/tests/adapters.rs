@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use dolly_core::source::{SourceOptions, resolve};
 use dolly_core::train::{Adapter, LoraConfig, write_adapter};
 use dolly_core::weights::{TensorToWrite, Values};
-use dolly_core::{Error, FileFormat, Pipeline, WeightFormat, convert_with_adapter, merge_adapter};
+use dolly_core::{
+    ConvertOptions, Error, FileFormat, Pipeline, WeightFormat, convert_with, merge_adapter,
+};
 use serde_json::{Value, json};
 use support::{golden, goldens_in, largest_difference, parity_model};
 
@@ -122,7 +124,8 @@ fn every_format_is_packed_from_the_merged_rows() {
     }
     let gguf = out.path().join("merged.gguf");
     let (to, format) = (FileFormat::Gguf, WeightFormat::F32);
-    convert_with_adapter(&files, Some(&adapter), &gguf, to, format).unwrap();
+    let options = ConvertOptions { adapter: Some(&adapter), ..Default::default() };
+    convert_with(&files, &gguf, to, format, options).unwrap();
     let pipe = Pipeline::from_pretrained(id(&gguf)).unwrap();
     let alone = Pipeline::builder(id(&merged)).build().unwrap();
     assert_eq!(pipe.logits(ids).unwrap(), alone.logits(ids).unwrap());

@@ -47,7 +47,6 @@ pub(super) struct Table {
     pub exp_minus: unsafe fn(f32, f32, &mut [f32]) -> f32,
     pub max: unsafe fn(&[f32]) -> f32,
     pub scale: unsafe fn(f32, &mut [f32]),
-    pub add_scaled: unsafe fn(f32, &[f32], &mut [f32]),
     pub dot: unsafe fn(&[f32], &[f32]) -> f32,
     pub softmax_backward: unsafe fn(&[f32], f32, f32, &mut [f32]),
 }
@@ -84,7 +83,6 @@ macro_rules! table {
                 exp_minus(scale: f32, shift: f32, x: &mut [f32]) -> f32 => gradient::exp_minus::<V>(scale, shift, x);
                 max(x: &[f32]) -> f32 => gradient::max::<V>(x);
                 scale(by: f32, x: &mut [f32]) => gradient::scale::<V>(by, x);
-                add_scaled(by: f32, x: &[f32], to: &mut [f32]) => gradient::add_scaled::<V>(by, x, to);
                 dot(x: &[f32], y: &[f32]) -> f32 => gradient::dot::<V>(x, y);
                 softmax_backward(p: &[f32], dot: f32, by: f32, d: &mut [f32])
                     => gradient::softmax::<V>(p, dot, by, d);
@@ -92,7 +90,7 @@ macro_rules! table {
             pub(super) static TABLE: Table = Table {
                 tile_f32, tile_f16, tile_bf16, widen_f16, widen_bf16, layer_norm, add, finish, attend,
                 matmul_tile, interleave_6, interleave_16, layer_norm_backward, layer_norm_weights, activate, activation_backward,
-                exp_minus, max, scale, add_scaled, dot, softmax_backward,
+                exp_minus, max, scale, dot, softmax_backward,
                 $($field: $value),*
             };
         }
@@ -104,6 +102,7 @@ macro_rules! table {
     };
     (@function [$(#[$features:meta])*] $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? => $body:expr) => {
         $(#[$features])*
+        #[allow(unused_unsafe, reason = "some bodies are safe and only compiled with the features")]
         unsafe fn $name($($arg: $type),*) $(-> $out)? {
             // SAFETY: this function has the features of `V`; its caller vouches for the operands.
             unsafe { $body }

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::model::dtype_name;
 use crate::pipeline::builder::stored_format;
-use crate::pipeline::convert::{exported, refuse_source};
+use crate::pipeline::convert::{FileFormat, exported, refuse_destination};
 use crate::pipeline::opened::Opened;
 use crate::provenance::{Kind, Manifest};
 use crate::train::Adapter;
@@ -37,7 +37,7 @@ pub fn merge_adapter(
     directory: &Path,
     format: WeightFormat,
 ) -> Result<()> {
-    refuse_source(base, directory)?;
+    refuse_destination(base, directory, FileFormat::Safetensors)?;
     if same(adapter, directory) {
         return Err(Error::InvalidInput(format!("{} is the adapter", directory.display())));
     }

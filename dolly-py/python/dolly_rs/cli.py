@@ -289,5 +289,6 @@ def _convert(parsed: argparse.Namespace) -> None:
         format=parsed.to,
         dtype=parsed.dtype,
         adapter=parsed.adapter,
+        progress=sys.stderr.isatty(),
     )
     print(f"wrote {parsed.output}", file=sys.stderr)
