@@ -122,11 +122,7 @@ impl Examples {
 /// after the response key's token, found by where it was put and not by searching.
 ///
 /// Where the token lacks the newline, the newline is predicted too, as by the original's mask.
-fn encode(
-    prompt: &DollyPrompt,
-    tokenizer: &Tokenizer,
-    row: &Row<'_>,
-) -> Result<(Vec<u32>, usize)> {
+fn encode(prompt: &DollyPrompt, tokenizer: &Tokenizer, row: &Row<'_>) -> Result<(Vec<u32>, usize)> {
     let instruction = Instruction::new(row.instruction).context(row.context);
     let (mut ids, mut after_key) = (Vec::new(), 0);
     for segment in prompt.render(&instruction) {

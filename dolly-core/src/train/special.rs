@@ -47,9 +47,9 @@ impl TokenizerFile {
         let refuse = |reason: String| Error::tokenizer(origin, reason);
         // Every value takes a byte at least, and the file was read as a tokenizer before.
         let mut tree = parse_strict(&self.json, self.json.len()).map_err(refuse)?;
-        let entries = tree.as_object_mut().map(|tree| {
-            tree.entry("added_tokens").or_insert_with(|| json!([]))
-        });
+        let entries = tree
+            .as_object_mut()
+            .map(|tree| tree.entry("added_tokens").or_insert_with(|| json!([])));
         let Some(Value::Array(added)) = entries else {
             return Err(refuse("\"added_tokens\" is no list".to_owned()));
         };

@@ -12,9 +12,7 @@ use super::evaluate::evaluate_examples;
 use super::examples::{Examples, Row};
 use super::model::{Network, Parameter};
 use super::network::NetworkOptions;
-use super::result::{
-    AdapterToWrite, ModelToWrite, SHARD_BYTES, write_adapter_result, write_model,
-};
+use super::result::{AdapterToWrite, ModelToWrite, SHARD_BYTES, write_adapter_result, write_model};
 use super::run::{Job, threads};
 use super::special::TokenizerFile;
 use super::{Adapter, Evaluation, StepReport, TrainingOptions, TrainingRun};
@@ -333,8 +331,8 @@ pub fn evaluate(id_or_path: &str, data: &Dataset, options: &TrainingOptions) -> 
     options.validate()?;
     let source = SourceOptions::from_env();
     let directory = Path::new(id_or_path);
-    let is_adapter = directory.join("adapter_config.json").is_file()
-        && !directory.join("config.json").is_file();
+    let is_adapter =
+        directory.join("adapter_config.json").is_file() && !directory.join("config.json").is_file();
     let adapter = is_adapter.then(|| Adapter::read(directory)).transpose()?;
     let base = match &adapter {
         None => id_or_path,

@@ -93,8 +93,7 @@ pub(crate) fn save(
     let destination = path(directory, state.step);
     let mut building = Building::create(&destination)?;
     let trained = || parameters.iter().zip(&optimizer.moments).filter(|(p, _)| p.trainable);
-    let weights: Vec<_> =
-        trained().map(|(p, _)| (p.name.clone(), &*p.shape, &*p.values)).collect();
+    let weights: Vec<_> = trained().map(|(p, _)| (p.name.clone(), &*p.shape, &*p.values)).collect();
     building.file(WEIGHTS, |file| tensors::write(file, &weights))?;
     let moments: Vec<_> = trained()
         .flat_map(|(p, Moments { first, second })| {

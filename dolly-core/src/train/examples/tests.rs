@@ -72,8 +72,7 @@ fn keys_as_plain_text() {
     let tokenizer = base().tokenizer;
     let prompt = DollyPrompt::new(&tokenizer);
     let instruction = Instruction::new("a");
-    let mut wanted =
-        prompt.encode(&tokenizer, &instruction, crate::PromptMode::Safe).unwrap();
+    let mut wanted = prompt.encode(&tokenizer, &instruction, crate::PromptMode::Safe).unwrap();
     let first_label = wanted.len();
     wanted.extend(tokenizer.encode("b\n\n### End", false).unwrap());
     let example = &Examples::from_rows([row("a", "", "b")], &tokenizer, 2048).unwrap().list[0];

@@ -92,8 +92,7 @@ fn bits_do_not_depend_on_threads() {
                 trainable: true,
             })
             .collect();
-        let settings =
-            AdamSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let settings = AdamSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
         let mut adam = AdamW::new(settings, &parameters).unwrap();
         let mut norms = Vec::new();
         for _ in 0..3 {

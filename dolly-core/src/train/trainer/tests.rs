@@ -64,12 +64,8 @@ fn options(steps: u64) -> TrainingOptions {
 fn base() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let config = config();
-    let options = NetworkOptions {
-        threads: 1,
-        gradient_checkpointing: false,
-        dropout: 0.0,
-        lora: None,
-    };
+    let options =
+        NetworkOptions { threads: 1, gradient_checkpointing: false, dropout: 0.0, lora: None };
     let network = Network::initialised(config, &options, 5).unwrap();
     let sources: Vec<_> = network
         .parameters()
@@ -192,7 +188,7 @@ fn an_adapter_learns_beside_a_base_that_stays() {
     };
     let run = Trainer::new(id(&base), options.clone()).unwrap().train(&data(), out.path()).unwrap();
     let (first, last) = (run.history[0].loss, run.history[29].loss);
-    assert!(last < 0.95 * first, "{first} to {last}");
+    assert!(last < first - 0.05, "{first} to {last}");
     assert!(!out.path().join("model.safetensors").exists());
     let (_, eval) = data().split(SplitSize::Rows(4), options.seed).unwrap();
     // Merged into the weights instead of beside them: not the same bits.

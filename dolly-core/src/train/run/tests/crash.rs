@@ -8,7 +8,12 @@ const DIRECTORY: &str = "DOLLY_TEST_TRAIN_INTO";
 const STEPS: u64 = 60;
 
 fn options() -> TrainingOptions {
-    TrainingOptions { save_steps: 1, gradient_accumulation: 2, resume: true, ..super::options(STEPS) }
+    TrainingOptions {
+        save_steps: 1,
+        gradient_accumulation: 2,
+        resume: true,
+        ..super::options(STEPS)
+    }
 }
 
 /// Not a test of its own: what [`spawn`] runs in another process.
@@ -100,13 +105,16 @@ fn killed_at_every_system_call_of_a_save() {
     }
     let reference = whole(&TrainingOptions { resume: false, ..options() });
     let mut killed = 0;
-    for calls in ["mkdir,mkdirat", "openat", "write", "fsync", "rename,renameat,renameat2", "unlinkat"] {
+    for calls in
+        ["mkdir,mkdirat", "openat", "write", "fsync", "rename,renameat,renameat2", "unlinkat"]
+    {
         for number in 1.. {
             let dir = tempfile::tempdir().unwrap();
             let inject = format!("inject={calls}:signal=KILL:when={number}");
             let prefix = ["strace", "-f", "-o", "/dev/null", "-e", &inject];
             let status = command(dir.path(), &prefix).status().unwrap();
-            if status.success() || checkpoint::list(dir.path()).is_ok_and(|c| c.first() > Some(&4)) {
+            if status.success() || checkpoint::list(dir.path()).is_ok_and(|c| c.first() > Some(&4))
+            {
                 break;
             }
             let (found, run) = resumed(&options(), dir.path());
