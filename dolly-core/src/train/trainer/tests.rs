@@ -188,7 +188,7 @@ fn an_adapter_learns_beside_a_base_that_stays() {
     };
     let run = Trainer::new(id(&base), options.clone()).unwrap().train(&data(), out.path()).unwrap();
     let (first, last) = (run.history[0].loss, run.history[29].loss);
-    assert!(last < 0.95 * first, "{first} to {last}");
+    assert!(last < first - 0.05, "{first} to {last}");
     assert!(!out.path().join("model.safetensors").exists());
     let (_, eval) = data().split(SplitSize::Rows(4), options.seed).unwrap();
     // Merged into the weights instead of beside them: not the same bits.
