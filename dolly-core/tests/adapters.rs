@@ -216,6 +216,7 @@ fn settings_that_change_the_weights_are_refused_by_name() {
 
 #[test]
 fn malformed_settings_are_errors_that_name_the_field() {
+    let many: Value = (0..513).map(|i| (i.to_string(), json!(8))).collect();
     for (field, value, words) in [
         ("r", json!(0), "65536"),
         ("r", json!(-1), "65536"),
@@ -236,6 +237,7 @@ fn malformed_settings_are_errors_that_name_the_field() {
         ("target_modules", json!(".{999999999}"), "size"),
         ("rank_pattern", json!([]), "patterns"),
         ("rank_pattern", json!({"dense": 0}), "65536"),
+        ("rank_pattern", many, "at most 512"),
         ("rank_pattern", json!({"(": 2}), "pattern"),
         ("alpha_pattern", json!({"dense": 2, "attention.dense": 3}), "both match"),
         ("alpha_pattern", json!({"dense": null}), "expected a number"),
