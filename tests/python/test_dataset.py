@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
 import hashlib
 import json
@@ -196,18 +195,16 @@ def test_report(nano: dolly_rs.Pipeline, monkeypatch: pytest.MonkeyPatch) -> Non
     assert tokens["lengths"]["unit"] == "tokens"
     assert tokens["lengths"] == data.report(nano.tokenizer)["lengths"]
     plain = nano.tokenizer.encode("Blue.\n\n")
-    assert tokens["lengths"]["response"]["p50"] == len(plain) + 1
+    assert tokens["lengths"]["response"]["max"] == len(plain) + 1
     hostile = dolly_rs.load_dataset([{**ROWS[0], "category": "<script>"}])
     page = hostile.report()._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
-    real = builtins.__import__
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         report.plot()
-    assert builtins.__import__ is real
 
 
 def test_plot() -> None:
