@@ -5,11 +5,10 @@
 //! ```
 //!
 //! A word can be a whole text (a megabyte without a blank), so pairs wait in a heap by rank and
-//! position, and symbols are linked, never moved. Twice the text takes 2.0 to 2.5 times the CPU time
-//! for every hostile kind of `timings_of_long_texts` where freed memory stays with the process, and
-//! up to 3.4 where the second text is the first whose buffers pass the allocator's limit for pages
-//! it gives back. The `tokenizers` crate does the same, but copies the string of every token and
-//! takes twice the time the longest words are allowed.
+//! position, and symbols are linked, never moved. Twice the text takes a little over twice the time,
+//! and more where its buffers are the first to need fresh pages (the ignored test
+//! `timings_of_long_texts` prints it for each hostile kind). The `tokenizers` crate does the same, but
+//! copies the string of every token and takes twice the time the longest words are allowed.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
