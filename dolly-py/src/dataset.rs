@@ -25,7 +25,7 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// Records and the sets they came from; never changes.
 #[pyclass(frozen, module = "dolly_rs._native", name = "Dataset")]
-pub(crate) struct NativeDataset(Dataset);
+pub(crate) struct NativeDataset(pub(crate) Dataset);
 
 /// The options from the attributes of `dolly_rs.data._Reading`.
 fn options(from: &Bound<'_, PyAny>, cancel: &CancelToken) -> Outcome<ReadOptions> {
@@ -72,6 +72,14 @@ fn read_rows(
     let options = ReadOptions { format: Some(DataFormat::Jsonl), ..options(reading, &token)? };
     let data = interruptible(py, &token, || Dataset::from_bytes(jsonl, name, &options))??;
     Ok(NativeDataset(data))
+}
+
+/// A number of rows, or a fraction of them.
+pub(crate) fn split_size(name: &'static str, size: &Bound<'_, PyAny>) -> Outcome<SplitSize> {
+    match size.extract::<usize>() {
+        Ok(rows) => Ok(SplitSize::Rows(rows)),
+        Err(_) => Ok(SplitSize::Fraction(convert(name, size)?)),
+    }
 }
 
 fn parts(record: &Record) -> RowParts {
@@ -135,10 +143,7 @@ impl NativeDataset {
         seed: &Bound<'_, PyAny>,
     ) -> Outcome<(Self, Self)> {
         let seed = convert("seed", seed)?;
-        let size = match test.extract::<usize>() {
-            Ok(rows) => SplitSize::Rows(rows),
-            Err(_) => SplitSize::Fraction(convert("test", test)?),
-        };
+        let size = split_size("test", test)?;
         let (train, test) = py.detach(|| self.0.split(size, seed))?;
         Ok((Self(train), Self(test)))
     }

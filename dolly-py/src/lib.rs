@@ -15,6 +15,7 @@ mod options;
 mod pipeline;
 mod results;
 mod stream;
+mod train;
 mod wait;
 
 /// The native half of `dolly_rs`; use `dolly_rs` itself.
@@ -29,7 +30,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(options::default_options, module)?)?;
     dataset::add(module)?;
     files::add(module)?;
-    lora::add(module)
+    lora::add(module)?;
+    train::add(module)
 }
 
 /// Passes the core's events on to `logging`, under the names of the modules they come from.

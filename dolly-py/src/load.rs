@@ -1,5 +1,6 @@
 //! Loading: settings in, a pipeline out.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,7 +80,9 @@ pub(crate) fn take(raised: &Raised) -> PyResult<()> {
     }
 }
 
-fn report_download(reporter: Reporter) -> impl FnMut(DownloadProgress<'_>) + Send + 'static {
+pub(crate) fn report_download(
+    reporter: Reporter,
+) -> impl FnMut(DownloadProgress<'_>) + Send + 'static {
     let mut told: Option<(String, Instant)> = None;
     move |DownloadProgress { file, received, total, .. }| {
         let early = |(name, at): &(String, Instant)| name == file && at.elapsed() < BETWEEN_REPORTS;
@@ -107,12 +110,29 @@ impl Reporter {
     where
         A: for<'py> pyo3::call::PyCallArgs<'py>,
     {
+        let _ = self.ask(report);
+    }
+
+    /// As [`call`](Self::call); breaks where the callable returns False.
+    pub(crate) fn ask<A>(&self, report: A) -> ControlFlow<()>
+    where
+        A: for<'py> pyo3::call::PyCallArgs<'py>,
+    {
         if self.token.is_cancelled() {
-            return;
+            return ControlFlow::Continue(());
         }
-        if let Err(error) = Python::attach(|py| self.call.call1(py, report)) {
-            *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            self.token.cancel();
+        let answer = Python::attach(|py| -> PyResult<bool> {
+            let answer = self.call.bind(py).call1(report)?;
+            Ok(answer.extract::<bool>().unwrap_or(true))
+        });
+        match answer {
+            Ok(true) => ControlFlow::Continue(()),
+            Ok(false) => ControlFlow::Break(()),
+            Err(error) => {
+                *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                self.token.cancel();
+                ControlFlow::Continue(())
+            }
         }
     }
 }

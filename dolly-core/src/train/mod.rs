@@ -30,4 +30,4 @@ pub use options::TrainingOptions;
 pub use run::{StepReport, StopReason, TrainingRun};
 pub use schedule::Schedule;
 pub use state::{BestLoss, HistoryRow};
-pub use trainer::{Trainer, evaluate};
+pub use trainer::{Trainer, evaluate, evaluate_with_source};

@@ -328,8 +328,17 @@ impl<'a> Trainer<'a> {
 /// # Errors
 /// [`Error::InvalidInput`] where no row is left to evaluate, and those of [`Trainer::new`].
 pub fn evaluate(id_or_path: &str, data: &Dataset, options: &TrainingOptions) -> Result<Evaluation> {
+    evaluate_with_source(id_or_path, data, options, &SourceOptions::from_env())
+}
+
+/// As [`evaluate`], looking for the model, or an adapter's base, where `source` says.
+pub fn evaluate_with_source(
+    id_or_path: &str,
+    data: &Dataset,
+    options: &TrainingOptions,
+    source: &SourceOptions,
+) -> Result<Evaluation> {
     options.validate()?;
-    let source = SourceOptions::from_env();
     let directory = Path::new(id_or_path);
     let is_adapter =
         directory.join("adapter_config.json").is_file() && !directory.join("config.json").is_file();
@@ -340,7 +349,7 @@ pub fn evaluate(id_or_path: &str, data: &Dataset, options: &TrainingOptions) -> 
             Error::InvalidInput(format!("the adapter in {id_or_path} names no base model"))
         })?,
     };
-    let files = source::resolve(base, &source)?;
+    let files = source::resolve(base, source)?;
     let mut checkpoint = Checkpoint::open(&files)?;
     let Opened { config, tokenizer } = Opened::new(&files, &checkpoint)?;
     if let Some(adapter) = adapter {

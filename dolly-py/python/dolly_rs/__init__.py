@@ -32,7 +32,9 @@ from .options import GenerateOptions, Settings
 from .pipelines import Pipeline, Tokenizer, pipeline
 from .provenance import Lineage, LineageWarning, lineage
 from .results import Classification, Generation, Record, Score, Timings, TokenLogprob, Usage
+from .runs import TrainingRun
 from .streaming import Stream
+from .training import evaluate, train, train_text
 
 __all__ = [
     "CancelledError",
@@ -67,13 +69,17 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "Tokenizer",
+    "TrainingRun",
     "UnsupportedError",
     "Usage",
     "__version__",
     "convert",
+    "evaluate",
     "lineage",
     "load_dataset",
     "merge_adapter",
     "pipeline",
     "tensors",
+    "train",
+    "train_text",
 ]

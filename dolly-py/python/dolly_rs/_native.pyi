@@ -9,6 +9,8 @@ import numpy.typing as npt
 from .data import _Reading
 from .lora import LoraConfig
 from .options import GenerateOptions, Settings
+from .runs import Evaluation, HistoryRow
+from .training import _Options, _Text
 
 __all__ = [
     "Dataset",
@@ -19,12 +21,15 @@ __all__ = [
     "check_lora",
     "convert",
     "default_options",
+    "evaluate",
     "lineage",
     "load",
     "merge_adapter",
     "read_files",
     "read_rows",
     "tensors",
+    "train",
+    "train_text",
 ]
 
 _Timings: TypeAlias = tuple[float, float, float, float, list[float]]
@@ -139,3 +144,22 @@ def merge_adapter(
     base: str, adapter: str, output_dir: str, dtype: str, bundled_dir: str
 ) -> None: ...
 def lineage(directory: str) -> tuple[str, str, str]: ...
+def train(
+    model: str,
+    data: Dataset,
+    output_dir: str,
+    options: _Options,
+    bundled_dir: str,
+    on_step: Callable[[HistoryRow, int, float, Evaluation | None], object] | None,
+    download: Callable[[int, int | None, str], object] | None,
+) -> dict[str, Any]: ...
+def train_text(
+    model: str,
+    text: _Text,
+    output_dir: str,
+    options: _Options,
+    bundled_dir: str,
+    on_step: Callable[[HistoryRow, int, float, Evaluation | None], object] | None,
+    download: Callable[[int, int | None, str], object] | None,
+) -> dict[str, Any]: ...
+def evaluate(model: str, data: Dataset, options: _Options, bundled_dir: str) -> Evaluation: ...

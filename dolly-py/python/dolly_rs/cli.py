@@ -1,4 +1,4 @@
-"""The command line: ``dolly generate``, ``chat``, ``info``, ``data``, ``convert``.
+"""The command line: ``dolly generate``, ``chat``, ``info``, ``data``, ``train`` and more.
 
 Answers go to standard output, everything else to standard error. Exit status: 0 done, 1 failed
 (one line says why), 2 wrong usage, 130 interrupted.
@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, cli_train
+from .arguments import column, size
 from .chat import Chat
 from .data import load_dataset
 from .errors import DollyError
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(command=_info)
 
     _add_data(commands)
+    cli_train.add(commands)
     _add_convert(commands)
     return parser
 
@@ -96,7 +98,7 @@ def _add_data(commands: Any) -> None:
     parser.add_argument(
         "--column",
         action="append",
-        type=_column,
+        type=column,
         metavar="FIELD=NAME",
         help="such as response=output; repeatable",
     )
@@ -104,7 +106,7 @@ def _add_data(commands: Any) -> None:
     parser.add_argument("--clean", action="store_true", help="remove footnote marks, trim fields")
     parser.add_argument("--model", help="report lengths in the tokens of this model")
     parser.add_argument("--max-length", type=int, metavar="N", help="count rows of this length")
-    parser.add_argument("--split", type=_size, metavar="N", help="rows, or fraction, for testing")
+    parser.add_argument("--split", type=size, metavar="N", help="rows, or fraction, for testing")
     parser.add_argument("--seed", type=int, default=42, help="of the split, default 42")
     parser.add_argument("--out", metavar="DIR", help="write data.jsonl, or train and test.jsonl")
     parser.set_defaults(command=_data)
@@ -168,21 +170,6 @@ def _bias(text: str) -> tuple[int, float]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected ID=BIAS")
     return int(id), float(bias)
-
-
-def _column(text: str) -> tuple[str, str]:
-    field, found, name = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected FIELD=NAME")
-    return field, name
-
-
-def _size(text: str) -> float:
-    """A number of rows, or a fraction of them."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
 
 
 def _load(parsed: argparse.Namespace) -> Pipeline:

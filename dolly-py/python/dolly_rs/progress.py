@@ -1,15 +1,20 @@
-"""How far loading has come, shown or passed on."""
+"""How far a call has come, shown or passed on."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
-__all__ = ["Reports", "reporter"]
+from .runs import Evaluation, HistoryRow, StepReport
+
+__all__ = ["Reports", "reporter", "step_reporter", "step_text"]
 
 Report = Callable[[int, int, str], object]
+Show = Callable[[StepReport], object]
+Step = Callable[[HistoryRow, int, float, Evaluation | None], object]
 
 
 class Reports(NamedTuple):
@@ -69,15 +74,95 @@ def _line() -> Iterator[Reports]:
         yield Reports()
         return
 
-    def show(text: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
-
     def download(received: int, total: int | None, file: str) -> None:
         of = "" if total is None else f" of {total / 1e6:.1f}"
-        show(f"{file}: {received / 1e6:.1f}{of} MB")
+        _show(f"{file}: {received / 1e6:.1f}{of} MB")
 
     try:
         yield Reports(download=download)
     finally:
-        show("")
+        _show("")
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()
+
+
+@contextmanager
+def step_reporter(
+    progress: bool | None, on_step: Callable[[StepReport], object] | None
+) -> Iterator[Step | None]:
+    """What the native half calls after every step; None where nobody listens."""
+    with _steps(progress) as show:
+        if show is None and on_step is None:
+            yield None
+            return
+
+        def step(
+            row: HistoryRow, total: int, remaining: float, evaluation: Evaluation | None
+        ) -> object:
+            report = StepReport(
+                **row, total_steps=total, remaining=remaining, evaluation=evaluation
+            )
+            if show is not None:
+                show(report)
+            # The callback may keep or change its dict; nobody reads it afterwards.
+            return None if on_step is None else on_step(report)
+
+        yield step
+
+
+@contextmanager
+def _steps(progress: bool | None) -> Iterator[Show | None]:
+    """A bar of steps; a line of a terminal where tqdm is not installed."""
+    if not progress:
+        yield None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        with _step_line() as show:
+            yield show
+        return
+    bars: list[Any] = []
+    shown: dict[str, str] = {}
+
+    def bar(report: StepReport) -> None:
+        if not bars:
+            done, total = report["step"] - 1, report["total_steps"]
+            bars.append(tqdm(desc="Training", total=total, initial=done, unit=" steps"))
+        shown["loss"] = f"{report['loss']:.4f}"
+        if report["eval_loss"] is not None:
+            shown["eval loss"] = f"{report['eval_loss']:.4f}"
+        shown["tokens/s"] = f"{report['tokens_per_second']:.0f}"
+        bars[0].set_postfix(shown, refresh=False)
+        bars[0].update(report["step"] - bars[0].n)
+
+    try:
+        yield bar
+    finally:
+        for one in bars:
+            one.close()
+
+
+@contextmanager
+def _step_line() -> Iterator[Show | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        yield lambda report: _show(step_text(report))
+    finally:
+        sys.stderr.write("\n")
+
+
+def step_text(report: StepReport) -> str:
+    """One line about a step."""
+    eval_loss = report["eval_loss"]
+    evaluated = "" if eval_loss is None else f", eval loss {eval_loss:.4f}"
+    return (
+        f"step {report['step']} of {report['total_steps']}: loss {report['loss']:.4f}{evaluated}, "
+        f"{report['tokens_per_second']:.0f} tokens/s, "
+        f"{timedelta(seconds=round(report['remaining']))} left"
+    )
