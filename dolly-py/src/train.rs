@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use dolly_core::dataset::{ReadOptions, TextCorpus};
 use dolly_core::source::{self, DownloadProgress, SourceOptions};
 use dolly_core::train::{
-    self, Evaluation, HistoryRow, MeanLoss, StepReport, StopReason, Trainer, TrainingOptions,
-    TrainingRun,
+    Evaluation, HistoryRow, MeanLoss, StepReport, StopReason, Trainer, TrainingOptions,
+    TrainingRun, evaluate_with_source,
 };
 use dolly_core::{CancelToken, Device, Error, Result};
 use pyo3::prelude::*;
@@ -323,6 +323,6 @@ fn evaluate(
     let token = CancelToken::new();
     let options = read(options, &token)?;
     let source = source_options(bundled_dir);
-    let work = || train::evaluate_with_source(&model, &data.0, &options, &source);
+    let work = || evaluate_with_source(&model, &data.0, &options, &source);
     Ok((&interruptible(py, &token, work)??).into())
 }

@@ -18,5 +18,5 @@ def test_examples(name: str) -> None:
     module = importlib.import_module(f"dolly_rs.{name}".rstrip("."))
     failed, tried = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     assert failed == 0
-    if name in ("", "pipelines", "streaming", "options", "results", "errors", "files"):
+    if name in ("", "pipelines", "streaming", "options", "results", "errors", "files", "training"):
         assert tried > 0
