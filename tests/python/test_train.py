@@ -307,7 +307,7 @@ def test_refusals(
 def test_data_that_cannot_be_read(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "a"}\n')
-    with pytest.raises(dolly_rs.DataFormatError, match="line 2"):
+    with pytest.raises(dolly_rs.DataFormatError, match=r"rows\.jsonl:2"):
         dolly_rs.train(base, path, tmp_path / "out")
     with pytest.raises(dolly_rs.ModelNotFoundError):
         dolly_rs.train(tmp_path / "none", ROWS, tmp_path / "out")
