@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from test_threads import progress_meanwhile, run
 
 import dolly_rs
 import tiny
+from conftest import ANSWER
 from dolly_rs.progress import step_reporter
 from dolly_rs.runs import StepReport
 
@@ -201,7 +201,7 @@ def test_target_that_matches_nothing(base: Path, tmp_path: Path) -> None:
 
 def test_evaluate(chain_dir: Path) -> None:
     rows = [
-        {"instruction": "Say hi.", "response": "Hi, you!", "category": "greeting"},
+        {"instruction": "Say hi.", "response": ANSWER, "category": "greeting"},
         {"instruction": "Say hi.", "response": "Hi", "category": "half"},
     ]
     found = dolly_rs.evaluate(chain_dir, rows, batch_size=1, threads=1)
@@ -211,13 +211,14 @@ def test_evaluate(chain_dir: Path) -> None:
     total = sum(part["loss"] * part["tokens"] for part in parts)
     assert found["loss"] == pytest.approx(total / found["tokens"])
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-    # The chain gives every token but the last as its successor, in float64 by `tiny`.
-    ids = [tiny.RESPONSE, *tiny.ids_of("Hi, you!"), tiny.END]
-    logs = tiny.log_softmax(tiny.chain_logits(tiny.answer_chain("Hi, you!"), ids[:-1]))
-    expected = -sum(logs[place, id] for place, id in enumerate(ids[1:]))
-    greeting = found["by_category"]["greeting"]
-    if greeting["tokens"] == len(ids) - 1:
-        assert greeting["loss"] * greeting["tokens"] == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    # By the model's making, in float64: what is predicted is the response, a blank line, the end.
+    for row in rows:
+        ids = [tiny.RESPONSE, *tiny.ids_of(row["response"] + "\n\n"), tiny.END]
+        logs = tiny.log_softmax(tiny.chain_logits(tiny.answer_chain(ANSWER), ids[:-1]))
+        part = found["by_category"][row["category"]]
+        assert part["tokens"] == len(ids) - 1
+        nats = -sum(logs[place, id] for place, id in enumerate(ids[1:]))
+        assert part["loss"] * part["tokens"] == pytest.approx(nats, rel=1e-5)
     assert dolly_rs.evaluate(chain_dir, rows, batch_size=2, threads=2) == found
     short = dolly_rs.evaluate(chain_dir, [*rows, dict(ROWS[0], response="x" * 900)])
     assert short["dropped_rows"] + short["rows"] == 3
@@ -467,7 +468,6 @@ def test_every_option_is_on_the_command_line() -> None:
         assert f"--{name.replace('_', '-')}" in text
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_wrong_usage() -> None:
     assert dolly("train", "a").returncode == 2
     assert dolly("evaluate", "a").returncode == 2
