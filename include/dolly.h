@@ -570,6 +570,17 @@ dolly_status dolly_loader_set_bundled_dir(dolly_loader *loader,
                                           dolly_error **error);
 
 /**
+ * A directory with a low-rank adapter as PEFT writes it, merged into the weights while loading.
+ *
+ * It is read when loading: one that is malformed or does not fit the model is DOLLY_STATUS_FORMAT
+ * there, a setting that is not computed (DoRA, biases) DOLLY_STATUS_UNSUPPORTED.
+ */
+dolly_status dolly_loader_set_adapter(dolly_loader *loader,
+                                      const char *directory,
+                                      size_t directory_len,
+                                      dolly_error **error);
+
+/**
  * A callback for the progress of loading; NULL takes it away. user_data is given back to it.
  */
 dolly_status dolly_loader_set_progress(dolly_loader *loader,

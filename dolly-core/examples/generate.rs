@@ -6,11 +6,12 @@
 
 #![allow(clippy::print_stderr, reason = "a command line program reports on stderr")]
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use dolly_core::source::DownloadProgress;
 use dolly_core::{
     Device, Error, GenerateOptions, Generation, Instruction, Pipeline, PromptMode, PromptOverflow,
     WeightFormat,
@@ -164,6 +165,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     if let Some(bytes) = arguments.memory_limit {
         builder = builder.memory_limit(bytes);
     }
+    if std::io::stderr().is_terminal() {
+        builder = builder.on_download(show_download());
+    }
     let pipe = builder.build()?;
     let mut instruction = Instruction::new(arguments.instruction);
     if let Some(context) = arguments.context {
@@ -184,6 +188,23 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     write("\n")?;
     report(&stream.finish()?);
     Ok(())
+}
+
+/// One line on the terminal, written anew ten times a second and taken away when a file is there.
+fn show_download() -> impl FnMut(DownloadProgress<'_>) + Send {
+    const CLEAR: &str = "\r\x1b[K";
+    let mut shown = Instant::now();
+    move |DownloadProgress { file, received, total, .. }| {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        if total == Some(received) {
+            eprint!("{CLEAR}");
+        } else if shown.elapsed() >= Duration::from_millis(100) {
+            shown = Instant::now();
+            let total = total.map(|bytes| format!(" of {:.1}", megabytes(bytes)));
+            let (received, total) = (megabytes(received), total.unwrap_or_default());
+            eprint!("{CLEAR}{file}: {received:.1}{total} MB");
+        }
+    }
 }
 
 fn write(text: &str) -> Result<(), Error> {

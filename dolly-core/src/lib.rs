@@ -13,6 +13,7 @@
 //! | choose among answers | [`Pipeline::classify`] | [`ClassProbability`] per answer |
 //! | see the logits | [`Pipeline::logits`] | `(tokens, vocab)` f32 |
 //! | stop a call | [`CancelToken`], `deadline`, dropping a [`Stream`] | the text so far |
+//! | read instruction data | [`Dataset`], [`dataset`] | rows, a report, a split |
 //! | convert a model's files | [`convert()`] | GGUF or safetensors |
 //! | use an adapter | [`PipelineBuilder::adapter`], [`merge_adapter`] | [`Pipeline`], files |
 //! | see where a model came from | [`provenance::lineage`] | [`provenance::Lineage`] |
@@ -33,6 +34,7 @@
 //! None is on by default: the crate then runs on the CPU and never asks the network.
 //!
 //! - `hf-hub`: download models from a hub that speaks the Hugging Face protocol.
+//! - `parquet`: read instruction data from Parquet files.
 //! - `candle`: the reference backend on candle tensors ([`PipelineBuilder::reference`]).
 //!
 //! # Promises
@@ -59,6 +61,7 @@ mod error;
 mod json;
 mod options;
 
+pub use dataset::Dataset;
 pub use error::{Error, ErrorKind, Result};
 pub use generate::{
     ClassProbability, FinishReason, Generation, Score, Timings, TokenLogprob, Usage,
@@ -66,12 +69,12 @@ pub use generate::{
 pub use model::{Config, LoadProgress};
 pub use options::{CancelToken, GenerateOptions, PromptMode, PromptOverflow};
 pub use pipeline::{
-    Device, FileFormat, MemoryUse, Pipeline, PipelineBuilder, Prompt, RequestOptions, Stream,
-    StreamEvent, convert, convert_with_adapter, merge_adapter,
+    ConvertOptions, Device, FileFormat, MemoryUse, Pipeline, PipelineBuilder, Prompt,
+    RequestOptions, Stream, StreamEvent, convert, convert_with, merge_adapter,
 };
 pub use prompt::Instruction;
 pub use tokenizer::{TextStream, Tokenizer};
-pub use weights::WeightFormat;
+pub use weights::{WeightFormat, WriteProgress};
 
 /// The README's Rust blocks, run as documentation tests.
 #[cfg(doctest)]

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use dolly_core::source::{SourceOptions, resolve};
 use dolly_core::train::{Adapter, LoraConfig, write_adapter};
 use dolly_core::weights::{TensorToWrite, Values};
-use dolly_core::{Error, FileFormat, Pipeline, WeightFormat, convert_with_adapter, merge_adapter};
+use dolly_core::{
+    ConvertOptions, Error, FileFormat, Pipeline, WeightFormat, convert_with, merge_adapter,
+};
 use serde_json::{Value, json};
 use support::{golden, goldens_in, largest_difference, parity_model};
 
@@ -95,8 +97,10 @@ fn written_files_are_those_that_peft_was_given() {
         let written = std::fs::read(directory.join(name)).unwrap();
         assert!(written == std::fs::read(adapter_dir("ours").join(name)).unwrap(), "{name}");
     }
-    let read = Adapter::read(&directory).unwrap();
-    assert_eq!(read.config(), &LoraConfig { rank: 3, alpha: 4.5, ..LoraConfig::default() });
+    // PEFT holds targets as a set; they are written sorted.
+    let targets = ["dense", "query_key_value"].map(str::to_owned).to_vec();
+    let expected = LoraConfig { rank: 3, alpha: 4.5, dropout: 0.0, targets };
+    assert_eq!(Adapter::read(&directory).unwrap().config(), &expected);
 }
 
 #[test]
@@ -120,7 +124,8 @@ fn every_format_is_packed_from_the_merged_rows() {
     }
     let gguf = out.path().join("merged.gguf");
     let (to, format) = (FileFormat::Gguf, WeightFormat::F32);
-    convert_with_adapter(&files, Some(&adapter), &gguf, to, format).unwrap();
+    let options = ConvertOptions { adapter: Some(&adapter), ..Default::default() };
+    convert_with(&files, &gguf, to, format, options).unwrap();
     let pipe = Pipeline::from_pretrained(id(&gguf)).unwrap();
     let alone = Pipeline::builder(id(&merged)).build().unwrap();
     assert_eq!(pipe.logits(ids).unwrap(), alone.logits(ids).unwrap());
@@ -149,8 +154,8 @@ fn a_merged_directory_knows_its_parents() {
 #[test]
 fn another_base_is_refused_with_the_layer_and_both_shapes() {
     for (name, adapter, words) in [
-        ("head_dim_80", "defaults", vec!["query_key_value", "[96, 32]", "[240, 80]"]),
-        ("odd_shapes", "defaults", vec!["[96, 32]", "[72, 24]", "parity/standard"]),
+        ("head_dim_80", "defaults", vec!["attention.dense", "[32, 32]", "[80, 80]"]),
+        ("odd_shapes", "defaults", vec!["[32, 32]", "[24, 24]", "parity/standard"]),
         ("tied", "output_layer", vec!["embed_out", "no such layer", "attention.dense"]),
     ] {
         let base = parity_model(name);
@@ -211,6 +216,7 @@ fn settings_that_change_the_weights_are_refused_by_name() {
 
 #[test]
 fn malformed_settings_are_errors_that_name_the_field() {
+    let many: Value = (0..513).map(|i| (i.to_string(), json!(8))).collect();
     for (field, value, words) in [
         ("r", json!(0), "65536"),
         ("r", json!(-1), "65536"),
@@ -231,6 +237,7 @@ fn malformed_settings_are_errors_that_name_the_field() {
         ("target_modules", json!(".{999999999}"), "size"),
         ("rank_pattern", json!([]), "patterns"),
         ("rank_pattern", json!({"dense": 0}), "65536"),
+        ("rank_pattern", many, "at most 512"),
         ("rank_pattern", json!({"(": 2}), "pattern"),
         ("alpha_pattern", json!({"dense": 2, "attention.dense": 3}), "both match"),
         ("alpha_pattern", json!({"dense": null}), "expected a number"),
@@ -299,6 +306,20 @@ fn weights_that_lie_are_errors_that_name_the_tensor() {
 }
 
 #[test]
+fn whole_layers_beside_the_adapter_are_refused_by_name() {
+    let (a, b) = (format!("{DENSE}.lora_A.weight"), format!("{DENSE}.lora_B.weight"));
+    for name in ["base_model.model.lm_head.base_layer.weight", "base_model.model.x.weight"] {
+        let directory = copy();
+        let file = zeros(&[(&a, &[8, 32]), (&b, &[32, 8]), (name, &[96, 32])]);
+        std::fs::write(directory.path().join("adapter_model.safetensors"), file).unwrap();
+        match Adapter::read(directory.path()) {
+            Err(Error::Unsupported(text)) => assert!(text.contains(name), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_layer_that_the_adapter_lacks_is_an_error() {
     let directory = copy();
     let mut config = config_of(directory.path());
@@ -338,7 +359,7 @@ fn spoilt_bytes_never_panic() {
         Adapter::read(directory.path()).is_ok()
     };
     for (name, bytes, end) in [
-        ("adapter_config.json", &config, config.len()),
+        ("adapter_config.json", &config, config.len() - 2),
         ("adapter_model.safetensors", &weights, header),
     ] {
         for at in (0..end).step_by(7) {

@@ -2,15 +2,16 @@
 
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use dolly_core::prompt::Instruction;
-use dolly_core::{Generation, Pipeline, Prompt};
+use dolly_core::{GenerateOptions, Generation, Pipeline, Prompt};
 
 use crate::error::dolly_error;
 use crate::guard::guard;
 use crate::handle;
 use crate::options::{dolly_options, settings};
-use crate::pipeline::dolly_pipeline;
+use crate::pipeline::{Loaded, dolly_pipeline};
 use crate::pointers::{Out, owned, slice, text};
 use crate::result::{self, dolly_result};
 use crate::status::{Failure, dolly_status};
@@ -43,6 +44,31 @@ pub(crate) unsafe fn instruction(
     })
 }
 
+/// What most requests are made of.
+pub(crate) struct Request {
+    pub pipe: Arc<Loaded>,
+    pub prompt: Instruction,
+    pub options: GenerateOptions,
+}
+
+impl Request {
+    /// Checks and takes what the caller gave.
+    ///
+    /// # Safety
+    /// As for [`text`], for both texts.
+    pub(crate) unsafe fn new(
+        pipeline: *const dolly_pipeline,
+        instruction: (*const c_char, usize),
+        context: (*const c_char, usize),
+        options: *const dolly_options,
+    ) -> Result<Self, Failure> {
+        let (pipe, options) = (handle::get(pipeline)?, settings(options)?);
+        // SAFETY: the caller's promise is passed on.
+        let prompt = unsafe { self::instruction(instruction, context) }?;
+        Ok(Self { pipe, prompt, options })
+    }
+}
+
 /// Answers an instruction, with a context passage unless context_len is 0.
 ///
 /// options may be NULL for the defaults. The call blocks until the answer ends; a cancel or a
@@ -61,10 +87,10 @@ pub unsafe extern "C" fn dolly_generate(
     // SAFETY: pointers are valid for their lengths by the header's contract.
     unsafe {
         guard(error, || {
-            let (pipe, options) = (handle::get(pipeline)?, settings(options)?);
-            let prompt = self::instruction((instruction, instruction_len), (context, context_len))?;
+            let (instruction, context) = ((instruction, instruction_len), (context, context_len));
+            let asked = Request::new(pipeline, instruction, context, options)?;
             let out = Out::new(result, "result")?;
-            out.write(result::insert(pipe.generate(prompt, &options)?)?);
+            out.write(result::insert(asked.pipe.generate(asked.prompt, &asked.options)?)?);
             Ok(())
         })
     }
@@ -91,17 +117,18 @@ pub unsafe extern "C" fn dolly_generate_stream(
     // called with its data.
     unsafe {
         guard(error, || {
-            let (pipe, options) = (handle::get(pipeline)?, settings(options)?);
-            let prompt = self::instruction((instruction, instruction_len), (context, context_len))?;
+            let (instruction, context) = ((instruction, instruction_len), (context, context_len));
+            let asked = Request::new(pipeline, instruction, context, options)?;
             let call = callback
                 .ok_or_else(|| Failure::new(dolly_status::NullPointer, "callback is NULL"))?;
             let out = Out::new(result, "result")?;
-            let answer = pipe.generate_to(prompt, &options, |piece| {
-                match call(user_data, piece.as_ptr().cast(), piece.len()) {
-                    0 => ControlFlow::Break(()),
-                    _ => ControlFlow::Continue(()),
-                }
-            })?;
+            let answer =
+                asked.pipe.generate_to(asked.prompt, &asked.options, |piece| {
+                    match call(user_data, piece.as_ptr().cast(), piece.len()) {
+                        0 => ControlFlow::Break(()),
+                        _ => ControlFlow::Continue(()),
+                    }
+                })?;
             out.write(result::insert(answer)?);
             Ok(())
         })

@@ -3,18 +3,18 @@
 use std::ffi::c_char;
 use std::ptr::null_mut;
 
-use dolly_core::RequestOptions;
 use dolly_core::generate::Score;
+use dolly_core::{GenerateOptions, RequestOptions};
 
 use crate::buffer::{Buffer, dolly_buffer};
 use crate::error::dolly_error;
-use crate::generate::instruction;
+use crate::generate::Request;
 use crate::guard::guard;
 use crate::handle::{self, Handle};
 use crate::options::{dolly_options, settings};
 use crate::pipeline::dolly_pipeline;
 use crate::pointers::{Out, dolly_str, slice, text};
-use crate::status::{Failure, dolly_status};
+use crate::status::dolly_status;
 
 /// The log-probabilities of a response. Freed with dolly_scores_free; what its getters point to is
 /// valid until then.
@@ -29,9 +29,8 @@ impl Handle for dolly_scores {
 }
 
 /// Of the options only deadline and cancel matter to calls that give numbers.
-fn request(options: *const dolly_options) -> Result<RequestOptions, Failure> {
-    let options = settings(options)?;
-    Ok(RequestOptions { deadline: options.deadline, cancel: options.cancel })
+fn limits(options: GenerateOptions) -> RequestOptions {
+    RequestOptions { deadline: options.deadline, cancel: options.cancel }
 }
 
 /// How likely the model finds a response as the answer to an instruction, token by token.
@@ -54,11 +53,12 @@ pub unsafe extern "C" fn dolly_score(
     // SAFETY: pointers are valid for their lengths by the header's contract.
     unsafe {
         guard(error, || {
-            let (pipe, options) = (handle::get(pipeline)?, request(options)?);
-            let prompt = self::instruction((instruction, instruction_len), (context, context_len))?;
+            let (instruction, context) = ((instruction, instruction_len), (context, context_len));
+            let Request { pipe, prompt, options } =
+                Request::new(pipeline, instruction, context, options)?;
             let response = text(response, response_len, "response")?;
             let out = Out::new(scores, "scores")?;
-            out.write(handle::insert(pipe.score_with(prompt, response, &options)?)?);
+            out.write(handle::insert(pipe.score_with(prompt, response, &limits(options))?)?);
             Ok(())
         })
     }
@@ -150,14 +150,15 @@ pub unsafe extern "C" fn dolly_classify(
     // SAFETY: pointers are valid for their lengths by the header's contract.
     unsafe {
         guard(error, || {
-            let (pipe, options) = (handle::get(pipeline)?, request(options)?);
-            let prompt = self::instruction((instruction, instruction_len), (context, context_len))?;
+            let (instruction, context) = ((instruction, instruction_len), (context, context_len));
+            let Request { pipe, prompt, options } =
+                Request::new(pipeline, instruction, context, options)?;
             let answers = slice(answers, answers_count, "answers")?.iter();
             let answers = answers.map(|answer| text(answer.data, answer.len, "an answer"));
             let answers: Vec<&str> = answers.collect::<Result<_, _>>()?;
             Out::new(probabilities, "probabilities")?;
             Out::new(logprobs, "logprobs")?;
-            let classes = pipe.classify_with(prompt, &answers, &options)?;
+            let classes = pipe.classify_with(prompt, &answers, &limits(options))?;
             // The two places are the caller's; plain writes allow them to be one and the same.
             for (index, class) in classes.iter().enumerate().take(answers_count) {
                 probabilities.add(index).write(class.probability);
@@ -182,7 +183,7 @@ pub unsafe extern "C" fn dolly_logits(
     // SAFETY: pointers are valid for their lengths by the header's contract.
     unsafe {
         guard(error, || {
-            let (pipe, options) = (handle::get(pipeline)?, request(options)?);
+            let (pipe, options) = (handle::get(pipeline)?, limits(settings(options)?));
             let (ids, out) = (slice(ids, ids_count, "ids")?, Out::new(logits, "logits")?);
             let numbers = pipe.logits_with(ids, &options)?;
             out.write(handle::insert(Buffer::Floats(numbers))?);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dolly_core::{CancelToken, Prompt, Stream, StreamEvent};
 
 use crate::error::dolly_error;
-use crate::generate::instruction;
+use crate::generate::Request;
 use crate::guard::guard;
 use crate::handle::{self, Handle};
 use crate::options::{dolly_options, settings};
@@ -91,10 +91,11 @@ pub unsafe extern "C" fn dolly_stream_open(
     // SAFETY: pointers are valid for their lengths by the header's contract.
     unsafe {
         guard(error, || {
-            let (pipe, options) = (handle::get(pipeline)?, settings(options)?);
-            let prompt = self::instruction((instruction, instruction_len), (context, context_len))?;
+            let (instruction, context) = ((instruction, instruction_len), (context, context_len));
+            let asked = Request::new(pipeline, instruction, context, options)?;
             let out = Out::new(stream, "stream")?;
-            out.write(handle::insert(Reader::new(pipe.stream(prompt, &options)?))?);
+            let opened = asked.pipe.stream(asked.prompt, &asked.options)?;
+            out.write(handle::insert(Reader::new(opened))?);
             Ok(())
         })
     }

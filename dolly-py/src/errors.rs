@@ -46,6 +46,15 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             numbers.set_item("context_length", context_length)?;
             class.call((message,), Some(&numbers))?
         }
+        Error::Row { file, line, field, reason, .. } => {
+            let place = PyDict::new(py);
+            place.set_item("file", file.to_string_lossy())?;
+            place.set_item("line", line)?;
+            place.set_item("field", field)?;
+            place.set_item("reason", reason)?;
+            let class = py.import("dolly_rs.errors")?.getattr("DataFormatError")?;
+            class.call((message,), Some(&place))?
+        }
         Error::Io { path, source, .. } => match source.raw_os_error() {
             // OSError of (errno, strerror, filename) fills its attributes of these names.
             Some(number) => {

@@ -1,13 +1,15 @@
 //! Model files without a pipeline: what they hold, and in other formats.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use dolly_core::source::{self, SourceOptions};
 use dolly_core::weights::{Checkpoint, TensorInfo};
-use dolly_core::{CancelToken, FileFormat, Result, WeightFormat, convert_with_adapter};
+use dolly_core::{CancelToken, ConvertOptions, FileFormat, Result, WeightFormat, WriteProgress};
 use pyo3::prelude::*;
 
 use crate::errors::Outcome;
+use crate::load::{Raised, Reporter, take};
 use crate::wait::interruptible;
 
 /// `(name, shape, stored type, bytes)`.
@@ -42,9 +44,11 @@ fn tensors(py: Python<'_>, model: String, bundled_dir: PathBuf) -> Outcome<Vec<T
     Ok(interruptible(py, &CancelToken::new(), list)??)
 }
 
-/// Writes a model in another format; a signal is heard once the files are complete.
+/// Writes a model in another format.
+///
+/// `progress(written, total, tensor)` is called after every tensor, on another thread.
 #[pyfunction]
-#[pyo3(signature = (model, destination, format, dtype, bundled_dir, adapter))]
+#[pyo3(signature = (model, destination, format, dtype, bundled_dir, adapter, progress))]
 fn convert(
     py: Python<'_>,
     model: String,
@@ -53,12 +57,30 @@ fn convert(
     dtype: &str,
     bundled_dir: PathBuf,
     adapter: Option<PathBuf>,
+    progress: Option<Py<PyAny>>,
 ) -> Outcome<()> {
+    let (token, raised) = (CancelToken::new(), Raised::default());
+    let reporter = progress.map(|progress| Reporter::new(progress, &token, &raised));
+    let mut report = |WriteProgress { written, total, tensor, .. }: WriteProgress| {
+        if let Some(reporter) = &reporter {
+            reporter.call((written, total, tensor));
+        }
+    };
     let options = source_options(bundled_dir);
     let (to, dtype): (FileFormat, WeightFormat) = (format.parse()?, dtype.parse()?);
     let write = || {
-        let files = source::resolve(&model, &options)?;
-        convert_with_adapter(&files, adapter.as_deref(), &destination, to, dtype)
+        let files = source::resolve_with(&model, &options, &mut |_| match token.is_cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })?;
+        let options = ConvertOptions {
+            adapter: adapter.as_deref(),
+            cancel: token.clone(),
+            on_progress: Some(&mut report),
+        };
+        dolly_core::convert_with(&files, &destination, to, dtype, options)
     };
-    Ok(interruptible(py, &CancelToken::new(), write)??)
+    let result = interruptible(py, &token, write)?;
+    take(&raised)?;
+    Ok(result?)
 }

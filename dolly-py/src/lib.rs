@@ -6,6 +6,7 @@
 
 use pyo3::prelude::*;
 
+mod dataset;
 mod errors;
 mod files;
 mod load;
@@ -26,6 +27,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<stream::NativeStream>()?;
     module.add_function(wrap_pyfunction!(load::load, module)?)?;
     module.add_function(wrap_pyfunction!(options::default_options, module)?)?;
+    dataset::add(module)?;
     files::add(module)?;
     lora::add(module)
 }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use dolly_core::source::DownloadProgress;
 use dolly_core::{CancelToken, LoadProgress, Pipeline};
 use pyo3::prelude::*;
 
@@ -11,19 +13,24 @@ use crate::options::Fields;
 use crate::pipeline::NativePipeline;
 use crate::wait::interruptible;
 
-/// The first exception of the progress callable; it stops the load.
-type Raised = Arc<Mutex<Option<PyErr>>>;
+/// The first exception of a callable; it stops the call.
+pub(crate) type Raised = Arc<Mutex<Option<PyErr>>>;
+
+/// Shortest time between two reports of one file's download.
+const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
 
 /// Loads the model that `settings` describe (attributes of `dolly_rs.Settings`).
 ///
-/// `progress(loaded, total, tensor)` is called after every tensor, on another thread.
+/// `progress(loaded, total, tensor)` is called after every tensor, `download(received, total, file)`
+/// while files are downloaded; both on another thread.
 #[pyfunction]
-#[pyo3(signature = (settings, bundled_dir, progress))]
+#[pyo3(signature = (settings, bundled_dir, progress, download))]
 pub(crate) fn load(
     py: Python<'_>,
     settings: &Bound<'_, PyAny>,
     bundled_dir: PathBuf,
     progress: Option<Py<PyAny>>,
+    download: Option<Py<PyAny>>,
 ) -> Outcome<NativePipeline> {
     let fields = Fields(settings);
     let mut builder = Pipeline::builder(fields.get::<String>("model")?)
@@ -51,28 +58,61 @@ pub(crate) fn load(
     let (token, raised) = (CancelToken::new(), Raised::default());
     builder = builder.cancel(token.clone());
     if let Some(progress) = progress {
-        builder = builder.on_progress(report(progress, token.clone(), Arc::clone(&raised)));
+        let reporter = Reporter::new(progress, &token, &raised);
+        builder = builder.on_progress(move |LoadProgress { loaded, total, tensor, .. }| {
+            reporter.call((loaded, total, tensor));
+        });
+    }
+    if let Some(download) = download {
+        builder = builder.on_download(report_download(Reporter::new(download, &token, &raised)));
     }
     let result = interruptible(py, &token, || builder.build())?;
-    if let Some(error) = raised.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(error.into());
-    }
+    take(&raised)?;
     Ok(NativePipeline::new(result?))
 }
 
-fn report(
-    progress: Py<PyAny>,
-    token: CancelToken,
-    raised: Raised,
-) -> impl FnMut(LoadProgress) + Send + 'static {
-    move |LoadProgress { loaded, total, tensor, .. }| {
-        if token.is_cancelled() {
+/// The exception that stopped the call, if one did.
+pub(crate) fn take(raised: &Raised) -> PyResult<()> {
+    match raised.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn report_download(reporter: Reporter) -> impl FnMut(DownloadProgress<'_>) + Send + 'static {
+    let mut told: Option<(String, Instant)> = None;
+    move |DownloadProgress { file, received, total, .. }| {
+        let early = |(name, at): &(String, Instant)| name == file && at.elapsed() < BETWEEN_REPORTS;
+        if total != Some(received) && told.as_ref().is_some_and(early) {
             return;
         }
-        let call = Python::attach(|py| progress.call1(py, (loaded, total, tensor)));
-        if let Err(error) = call {
-            *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            token.cancel();
+        told = Some((file.to_owned(), Instant::now()));
+        reporter.call((received, total, file));
+    }
+}
+
+/// A Python callable that hears how far a call is; what it raises cancels the call.
+pub(crate) struct Reporter {
+    call: Py<PyAny>,
+    token: CancelToken,
+    raised: Raised,
+}
+
+impl Reporter {
+    pub(crate) fn new(call: Py<PyAny>, token: &CancelToken, raised: &Raised) -> Self {
+        Self { call, token: token.clone(), raised: Arc::clone(raised) }
+    }
+
+    pub(crate) fn call<A>(&self, report: A)
+    where
+        A: for<'py> pyo3::call::PyCallArgs<'py>,
+    {
+        if self.token.is_cancelled() {
+            return;
+        }
+        if let Err(error) = Python::attach(|py| self.call.call1(py, report)) {
+            *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.token.cancel();
         }
     }
 }

@@ -257,7 +257,7 @@ impl NativePipeline {
 
 /// The tokenizer of a loaded model; lives on without it.
 #[pyclass(frozen, module = "dolly_rs._native", name = "Tokenizer")]
-pub(crate) struct NativeTokenizer(Tokenizer);
+pub(crate) struct NativeTokenizer(pub(crate) Tokenizer);
 
 #[pymethods]
 impl NativeTokenizer {

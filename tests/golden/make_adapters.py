@@ -70,7 +70,8 @@ def make(name, settings, out):
             if "lora_" in key:
                 parameter.normal_(0, 0.3)
     directory = out / name
-    model.save_pretrained(directory)
+    # Else PEFT adds the whole output layer where it is a target, which this library refuses.
+    model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)
     if name.endswith("_bin"):
         file = directory / "adapter_model.safetensors"
@@ -86,7 +87,7 @@ def make(name, settings, out):
 
 def check(directory):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # PEFT only warns of missing and unexpected keys
+        warnings.simplefilter("error", UserWarning)  # PEFT only warns of missing and unexpected keys
         model = PeftModel.from_pretrained(base_model(), directory).eval()
     held = {key.replace(".default", ""): value for key, value in model.state_dict().items() if "lora_" in key}
     written = load_file(directory / "adapter_model.safetensors")

@@ -75,3 +75,21 @@ def test_refusals(chain_dir: Path, tmp_path: Path) -> None:
     assert caught.value.errno == 2
     assert "directory.gguf" in str(caught.value.filename)
     assert not (tmp_path / "no").exists()
+
+
+def test_progress(chain_dir: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    out = tmp_path / "model.gguf"
+    dolly_rs.convert(chain_dir, out, progress=lambda *report: seen.append(report))
+    weights = sum(a.size for a in tiny.chain_tensors({}).values())
+    assert [report[0] for report in seen] == sorted(report[0] for report in seen)
+    assert seen[-1][:2] == (weights, weights)
+
+
+def test_progress_that_raises_stops_the_conversion(chain_dir: Path, tmp_path: Path) -> None:
+    def stop(*_: object) -> None:
+        raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        dolly_rs.convert(chain_dir, tmp_path / "model.gguf", progress=stop)
+    assert list(tmp_path.iterdir()) == []

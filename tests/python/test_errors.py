@@ -17,6 +17,7 @@ BASES = {
     "CancelledError": Exception,
     "ClosedError": RuntimeError,
     "ContextOverflowError": ValueError,
+    "DataFormatError": ValueError,
     "DeadlineError": TimeoutError,
     "DeviceError": RuntimeError,
     "DollyIOError": OSError,

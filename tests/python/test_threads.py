@@ -199,6 +199,32 @@ def test_ctrl_c_while_loading() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_while_converting(chain_dir: Path, tmp_path: Path) -> None:
+    out = run(
+        """
+        import os, signal, sys, dolly_rs
+        seen = []
+        def interrupt(written, total, tensor):
+            seen.append(tensor)
+            if len(seen) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                import time
+                time.sleep(0.2)  # longer than a slice: the call must not end meanwhile
+        for name in ("m.gguf", "m"):
+            seen.clear()
+            try:
+                dolly_rs.convert(sys.argv[1], f"{sys.argv[2]}/{name}", progress=interrupt)
+            except KeyboardInterrupt:
+                print("interrupted", len(seen))
+        """,
+        chain_dir,
+        tmp_path,
+    )
+    assert out.split() == ["interrupted", "1"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_signal_handler_may_use_the_stream(endless_dir: Path) -> None:
     out = run(
         """

@@ -8,7 +8,7 @@ use crate::python::Venv;
 use crate::{cinstall, ctests, header, readme, suite};
 
 /// Features whose code only tests reach.
-const FEATURES: &str = "dolly-core/candle,dolly-core/hf-hub";
+const FEATURES: &str = "dolly-core/candle,dolly-core/hf-hub,dolly-core/parquet";
 
 /// Runs everything; with `long` also what needs sanitizers, valgrind or much time.
 pub fn all(root: &Path, long: bool) -> Outcome {

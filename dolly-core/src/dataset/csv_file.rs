@@ -79,8 +79,15 @@ pub(super) fn read(mut reader: impl BufRead, separator: u8, intake: &mut Intake<
         if chunk.is_empty() {
             return table.end();
         }
-        for byte in chunk {
-            table.take(*byte)?;
+        let mut rest = chunk;
+        while let Some((byte, after)) = rest.split_first() {
+            match table.take_text(rest) {
+                0 => {
+                    table.take(*byte)?;
+                    rest = after;
+                }
+                taken => rest = rest.get(taken..).unwrap_or_default(),
+            }
         }
         let taken = chunk.len();
         reader.consume(taken);
@@ -88,6 +95,21 @@ pub(super) fn read(mut reader: impl BufRead, separator: u8, intake: &mut Intake<
 }
 
 impl Table<'_, '_> {
+    /// Takes bytes of a field at once, up to one that means something; gives how many.
+    fn take_text(&mut self, bytes: &[u8]) -> usize {
+        let end = match self.place {
+            Place::Quoted => memchr::memchr2(b'"', b'\n', bytes),
+            Place::Plain => memchr::memchr3(self.separator, b'\n', b'\r', bytes),
+            Place::Field | Place::Quote => Some(0),
+        };
+        let end = end.unwrap_or(bytes.len());
+        self.fields.len = self.fields.len.saturating_add(end as u64);
+        if self.fields.len <= self.intake.max_row_bytes() as u64 {
+            self.fields.bytes.extend_from_slice(bytes.get(..end).unwrap_or_default());
+        }
+        end
+    }
+
     fn take(&mut self, byte: u8) -> Result<()> {
         let after_return = std::mem::take(&mut self.after_return);
         if after_return && byte == b'\n' {

@@ -91,8 +91,15 @@ fn read_list(mut reader: impl BufRead, intake: &mut Intake<'_>) -> Result<()> {
         if chunk.is_empty() {
             return list.end();
         }
-        for byte in chunk {
-            list.take(*byte)?;
+        let mut rest = chunk;
+        while let Some((byte, after)) = rest.split_first() {
+            match list.take_text(rest) {
+                0 => {
+                    list.take(*byte)?;
+                    rest = after;
+                }
+                taken => rest = rest.get(taken..).unwrap_or_default(),
+            }
         }
         let taken = chunk.len();
         reader.consume(taken);
@@ -100,6 +107,22 @@ fn read_list(mut reader: impl BufRead, intake: &mut Intake<'_>) -> Result<()> {
 }
 
 impl List<'_, '_> {
+    /// Takes bytes of a text at once, up to one that means something; gives how many.
+    fn take_text(&mut self, bytes: &[u8]) -> usize {
+        let Place::Inside { text: true, escaped: false, .. } = self.place else { return 0 };
+        let end = memchr::memchr3(b'"', b'\\', b'\n', bytes).unwrap_or(bytes.len());
+        self.keep(bytes.get(..end).unwrap_or_default());
+        end
+    }
+
+    /// Counts bytes of the element, and keeps them while it is not too long.
+    fn keep(&mut self, bytes: &[u8]) {
+        self.len = self.len.saturating_add(bytes.len() as u64);
+        if self.len <= self.intake.max_row_bytes() as u64 {
+            self.element.extend_from_slice(bytes);
+        }
+    }
+
     fn take(&mut self, byte: u8) -> Result<()> {
         let line = self.line;
         self.line += u64::from(byte == b'\n');
@@ -144,10 +167,7 @@ impl List<'_, '_> {
             self.place = if closes { Place::After } else { Place::Element { first: false } };
             return self.element();
         }
-        self.len = self.len.saturating_add(1);
-        if self.len <= self.intake.max_row_bytes() as u64 {
-            self.element.push(byte);
-        }
+        self.keep(&[byte]);
         let inside = |depth, text, escaped| Place::Inside { depth, text, escaped };
         self.place = match (text, escaped, byte) {
             (true, true, _) => inside(depth, true, false),

@@ -200,19 +200,6 @@ pub(super) unsafe fn scale<V: Vector>(by: f32, x: &mut [f32]) {
     }
 }
 
-/// `to += by x`.
-///
-/// # Safety
-/// As [`Vector::splat`]; both slices have one length.
-#[inline(always)]
-pub(super) unsafe fn add_scaled<V: Vector>(by: f32, x: &[f32], to: &mut [f32]) {
-    // SAFETY: the caller proves the instructions; loads and stores are of whole groups.
-    unsafe {
-        let by = V::splat(by);
-        each_group!(V, to, x => x.mul_add(by, to));
-    }
-}
-
 /// The sum of `x y`.
 ///
 /// # Safety
@@ -295,13 +282,6 @@ impl Kernels {
     pub(crate) fn scale(self, by: f32, x: &mut [f32]) {
         // SAFETY: the table's instructions are there.
         unsafe { (self.table().scale)(by, x) }
-    }
-
-    /// `to += by x`.
-    pub(crate) fn add_scaled(self, by: f32, x: &[f32], to: &mut [f32]) {
-        assert_eq!(x.len(), to.len());
-        // SAFETY: the table's instructions are there; the lengths agree.
-        unsafe { (self.table().add_scaled)(by, x, to) }
     }
 
     /// The sum of `x y`.

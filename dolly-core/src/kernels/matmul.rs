@@ -19,15 +19,18 @@ use super::vector::{LANES, Vector};
 use crate::error::Result;
 
 /// Rows of A's panels and of the micro-kernel's tile.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 /// Steps of K that are packed at a time.
 const K_SLICE: usize = 256;
 /// Rows of A that are packed at a time: 192 KiB.
 const A_BLOCK: usize = 192;
 /// Most columns of a tile of C: 2 MiB of packed B.
 const TILE_COLUMNS: usize = 2048;
-/// Fewest rows of a tile that is made to keep threads busy.
-const TILE_ROWS: usize = 192;
+/// Fewest rows of a tile that is made to keep threads busy: packing B costs as much as this many
+/// rows' share of a few hundredths.
+const TILE_ROWS: usize = 384;
+/// Panels packed side by side from rows that lie side by side.
+const TOGETHER: usize = 8;
 /// Below this many multiplications a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 15;
 
@@ -110,7 +113,7 @@ pub(crate) fn matmul(
     }
     let tile_columns = columns.div_ceil(columns.div_ceil(TILE_COLUMNS)).next_multiple_of(LANES);
     let across = columns.div_ceil(tile_columns);
-    let down = (2 * pool.threads()).div_ceil(across).clamp(1, rows.div_ceil(TILE_ROWS));
+    let down = tiles_down(rows, across, pool.threads());
     let tile_rows = rows.div_ceil(down).next_multiple_of(ROWS);
     let down = rows.div_ceil(tile_rows);
     let room = product.room(tile_columns);
@@ -129,6 +132,17 @@ pub(crate) fn matmul(
         }
     });
     Ok(())
+}
+
+/// Tiles along the rows: two for each thread where they stay large, no thread with one more.
+fn tiles_down(rows: usize, across: usize, threads: usize) -> usize {
+    let most = (rows / TILE_ROWS).max(1);
+    let down = (2 * threads).div_ceil(across).min(most);
+    match across < threads && down > threads {
+        true => down - down % threads,
+        false if across * down < threads => threads.div_ceil(across).min(rows.div_ceil(ROWS)),
+        false => down,
+    }
 }
 
 /// As [`matmul`], on the calling thread: for items that are themselves shared among threads.
@@ -192,7 +206,7 @@ impl<'a> Product<'a> {
     /// # Safety
     /// The tile is inside C, and no other thread touches its elements.
     unsafe fn tile(&self, at: (usize, usize), size: (usize, usize), packed: &mut [f32]) {
-        let inner = self.extent.1;
+        let (table, inner) = (self.kernels.table(), self.extent.1);
         if inner == 0 && !self.accumulate {
             for i in 0..size.0 {
                 // SAFETY: row and columns of the tile are inside C.
@@ -202,10 +216,10 @@ impl<'a> Product<'a> {
         for k in (0..inner).step_by(K_SLICE) {
             let steps = K_SLICE.min(inner - k);
             let (packed_a, packed_b) = packed.split_at_mut(steps * A_BLOCK);
-            pack::<LANES>(&self.b.flip(), (at.1, size.1), (k, steps), packed_b);
+            pack(table.interleave_16, &self.b.flip(), (at.1, size.1), (k, steps), packed_b);
             for i in (0..size.0).step_by(A_BLOCK) {
                 let rows = A_BLOCK.min(size.0 - i);
-                pack::<ROWS>(&self.a, (at.0 + i, rows), (k, steps), packed_a);
+                pack(table.interleave_6, &self.a, (at.0 + i, rows), (k, steps), packed_a);
                 let block = Block {
                     a: packed_a,
                     b: packed_b,
@@ -233,39 +247,79 @@ impl Operand<'_> {
 /// Packs rows `first..first + count` of `m`, `N` at a time, the rows' elements of a step side by
 /// side: `out[panel][step][row]`. Missing rows of the last panel are zeros.
 fn pack<const N: usize>(
+    kernel: unsafe fn(&[&[f32]; N], &mut [[f32; N]]),
     m: &Operand<'_>,
     (first, count): (usize, usize),
     (k, steps): (usize, usize),
     out: &mut [f32],
 ) {
-    for (panel, out) in out.chunks_exact_mut(steps * N).take(count.div_ceil(N)).enumerate() {
+    let out = &mut out[..count.div_ceil(N) * N * steps];
+    if m.transposed {
+        for (group, out) in out.chunks_mut(TOGETHER * steps * N).enumerate() {
+            let done = group * TOGETHER * N;
+            pack_group::<N>(m, (first + done, count - done), (k, steps), out);
+        }
+        return;
+    }
+    let zeros = [0.0; K_SLICE];
+    for (panel, out) in out.chunks_exact_mut(steps * N).enumerate() {
         let row = first + panel * N;
-        let rows = N.min(first + count - row);
-        let (cells, _) = out.as_chunks_mut::<N>();
-        if m.transposed {
-            for (step, cell) in cells.iter_mut().enumerate() {
-                let from = &m.data[(k + step) * m.stride + row..];
-                match from.first_chunk::<N>() {
-                    Some(whole) if rows == N => *cell = *whole,
-                    _ => {
-                        *cell = [0.0; N];
-                        cell[..rows].copy_from_slice(&from[..rows]);
-                    }
-                }
+        let sources: [&[f32]; N] = std::array::from_fn(|r| match row + r < first + count {
+            true => &m.data[(row + r) * m.stride + k..][..steps],
+            false => &zeros[..steps],
+        });
+        // SAFETY: the kernel comes from a table whose instructions are there.
+        unsafe { kernel(&sources, out.as_chunks_mut().0) };
+    }
+}
+
+/// Packs a few panels whose rows lie side by side in memory, a step of all of them at a time: a
+/// panel at a time would touch a new page for every line it reads.
+fn pack_group<const N: usize>(
+    m: &Operand<'_>,
+    (first, count): (usize, usize),
+    (k, steps): (usize, usize),
+    out: &mut [f32],
+) {
+    let cells = out.as_chunks_mut::<N>().0;
+    let panels = cells.len() / steps;
+    for step in 0..steps {
+        let from = &m.data[(k + step) * m.stride + first..];
+        let from = &from[..count.min(panels * N)];
+        let (whole, rest) = from.as_chunks::<N>();
+        for (panel, from) in whole.iter().enumerate() {
+            cells[panel * steps + step] = *from;
+        }
+        if !rest.is_empty() {
+            let cell = &mut cells[whole.len() * steps + step];
+            *cell = [0.0; N];
+            cell[..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+/// `out[step][row] = rows[row][step]`, as far as all of them reach.
+#[inline(always)]
+pub(super) fn interleave<const N: usize>(rows: &[&[f32]; N], out: &mut [[f32; N]]) {
+    const STEPS: usize = 8;
+    let (groups, rest) = out.as_chunks_mut::<STEPS>();
+    for (g, group) in groups.iter_mut().enumerate() {
+        let mut block = [[0.0; STEPS]; N];
+        for r in 0..N {
+            if let Some(from) = rows[r].get(g * STEPS..).and_then(|row| row.first_chunk()) {
+                block[r] = *from;
             }
-        } else if rows == N {
-            let sources: [&[f32]; N] =
-                std::array::from_fn(|r| &m.data[(row + r) * m.stride + k..][..steps]);
-            for (step, cell) in cells.iter_mut().enumerate() {
-                *cell = std::array::from_fn(|r| sources[r][step]);
+        }
+        for s in 0..STEPS {
+            for r in 0..N {
+                group[s][r] = block[r][s];
             }
-        } else {
-            for (step, cell) in cells.iter_mut().enumerate() {
-                *cell = [0.0; N];
-                for (r, to) in cell.iter_mut().enumerate().take(rows) {
-                    *to = m.data[(row + r) * m.stride + k + step];
-                }
-            }
+        }
+    }
+    let done = groups.len() * STEPS;
+    for (s, cell) in rest.iter_mut().enumerate() {
+        for r in 0..N {
+            cell[r] = rows[r].get(done + s).copied().unwrap_or(0.0);
         }
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Table {
     pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
     pub attend: unsafe fn(&Attend),
     pub matmul_tile: unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool),
+    pub interleave_6: unsafe fn(&[&[f32]; matmul::ROWS], &mut [[f32; matmul::ROWS]]),
+    pub interleave_16: unsafe fn(&[&[f32]; LANES], &mut [[f32; LANES]]),
     pub layer_norm_backward: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]) -> (f32, f32),
     pub layer_norm_weights: unsafe fn(&[f32], &[f32], (f32, f32), &mut [f32], &mut [f32]),
     pub activate: unsafe fn(Activation, &[f32], &mut [f32]),
@@ -45,7 +47,6 @@ pub(super) struct Table {
     pub exp_minus: unsafe fn(f32, f32, &mut [f32]) -> f32,
     pub max: unsafe fn(&[f32]) -> f32,
     pub scale: unsafe fn(f32, &mut [f32]),
-    pub add_scaled: unsafe fn(f32, &[f32], &mut [f32]),
     pub dot: unsafe fn(&[f32], &[f32]) -> f32,
     pub softmax_backward: unsafe fn(&[f32], f32, f32, &mut [f32]),
 }
@@ -69,6 +70,9 @@ macro_rules! table {
                 attend(a: &Attend) => attend::run::<V>(a);
                 matmul_tile(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
                     => matmul::tile::<V>(k, a, b, c, stride, keep);
+                interleave_6(rows: &[&[f32]; matmul::ROWS], out: &mut [[f32; matmul::ROWS]])
+                    => matmul::interleave(rows, out);
+                interleave_16(rows: &[&[f32]; LANES], out: &mut [[f32; LANES]]) => matmul::interleave(rows, out);
                 layer_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> (f32, f32)
                     => gradient::layer_norm::<V>(x, w, eps, dy, dx);
                 layer_norm_weights(x: &[f32], dy: &[f32], stats: (f32, f32), dw: &mut [f32], db: &mut [f32])
@@ -79,15 +83,14 @@ macro_rules! table {
                 exp_minus(scale: f32, shift: f32, x: &mut [f32]) -> f32 => gradient::exp_minus::<V>(scale, shift, x);
                 max(x: &[f32]) -> f32 => gradient::max::<V>(x);
                 scale(by: f32, x: &mut [f32]) => gradient::scale::<V>(by, x);
-                add_scaled(by: f32, x: &[f32], to: &mut [f32]) => gradient::add_scaled::<V>(by, x, to);
                 dot(x: &[f32], y: &[f32]) -> f32 => gradient::dot::<V>(x, y);
                 softmax_backward(p: &[f32], dot: f32, by: f32, d: &mut [f32])
                     => gradient::softmax::<V>(p, dot, by, d);
             );
             pub(super) static TABLE: Table = Table {
                 tile_f32, tile_f16, tile_bf16, widen_f16, widen_bf16, layer_norm, add, finish, attend,
-                matmul_tile, layer_norm_backward, layer_norm_weights, activate, activation_backward,
-                exp_minus, max, scale, add_scaled, dot, softmax_backward,
+                matmul_tile, interleave_6, interleave_16, layer_norm_backward, layer_norm_weights, activate, activation_backward,
+                exp_minus, max, scale, dot, softmax_backward,
                 $($field: $value),*
             };
         }
@@ -99,6 +102,7 @@ macro_rules! table {
     };
     (@function [$(#[$features:meta])*] $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? => $body:expr) => {
         $(#[$features])*
+        #[allow(unused_unsafe, reason = "some bodies are safe and only compiled with the features")]
         unsafe fn $name($($arg: $type),*) $(-> $out)? {
             // SAFETY: this function has the features of `V`; its caller vouches for the operands.
             unsafe { $body }

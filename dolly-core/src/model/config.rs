@@ -3,12 +3,14 @@
 use crate::error::{Result, try_vec};
 use crate::weights::WeightFormat;
 
+mod gguf;
 mod parse;
 #[cfg(test)]
 mod tests;
 mod write;
 
-pub use parse::MetadataView;
+pub(crate) use gguf::HIDDEN_ACT as GGUF_HIDDEN_ACT;
+pub use gguf::MetadataView;
 pub(crate) use write::dtype_name;
 
 /// Activation of the feed-forward layer, by the names `config.json` uses.
@@ -58,6 +60,17 @@ impl Activation {
             "relu" => Some(Self::Relu),
             "silu" | "swish" => Some(Self::Silu),
             _ => None,
+        }
+    }
+
+    /// A name of this activation, one that transformers knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_new",
+            Self::QuickGelu => "quick_gelu",
+            Self::Relu => "relu",
+            Self::Silu => "silu",
         }
     }
 }

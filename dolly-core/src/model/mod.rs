@@ -4,6 +4,7 @@ mod config;
 mod load;
 mod neox;
 
+pub(crate) use config::GGUF_HIDDEN_ACT;
 pub(crate) use config::dtype_name;
 pub use config::{Activation, Config, MetadataView, TensorSpec};
 pub use load::LoadProgress;

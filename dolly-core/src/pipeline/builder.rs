@@ -82,7 +82,10 @@ pub struct PipelineBuilder {
     source: SourceOptions,
     cancel: CancelToken,
     on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
+    on_download: Option<Box<OnDownload>>,
 }
+
+type OnDownload = dyn FnMut(DownloadProgress<'_>) + Send;
 
 impl PipelineBuilder {
     pub(super) fn new(id: String) -> Self {
@@ -99,6 +102,7 @@ impl PipelineBuilder {
             source: SourceOptions::from_env(),
             cancel: CancelToken::new(),
             on_progress: None,
+            on_download: None,
         }
     }
 
@@ -179,6 +183,12 @@ impl PipelineBuilder {
         self
     }
 
+    /// Called after every piece of a download, on the thread that calls [`build`](Self::build).
+    pub fn on_download(mut self, call: impl FnMut(DownloadProgress<'_>) + Send + 'static) -> Self {
+        self.on_download = Some(Box::new(call));
+        self
+    }
+
     /// Stops [`build`](Self::build) from another thread or from the progress callback, at the next
     /// tensor or piece of a download, with [`Error::Cancelled`].
     pub fn cancel(mut self, token: CancelToken) -> Self {
@@ -190,11 +200,17 @@ impl PipelineBuilder {
     ///
     /// Errors name what is wrong: [`Error::ModelNotFound`], the file errors, a plan beyond the
     /// memory limit, an option outside its range, or a device this build cannot use.
-    pub fn build(self) -> Result<Pipeline> {
+    pub fn build(mut self) -> Result<Pipeline> {
         self.validate()?;
-        let mut watch = |_: DownloadProgress<'_>| match self.cancel.is_cancelled() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
+        let mut on_download = self.on_download.take();
+        let mut watch = |progress: DownloadProgress<'_>| {
+            if let Some(call) = &mut on_download {
+                call(progress);
+            }
+            match self.cancel.is_cancelled() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         };
         let files = source::resolve_with(&self.id, &self.source, &mut watch)?;
         let mut checkpoint = Checkpoint::open(&files)?;

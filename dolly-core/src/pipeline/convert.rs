@@ -7,12 +7,14 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::json::{read_bounded, write_pretty};
 use crate::model::{Config, dtype_name};
+use crate::options::CancelToken;
 use crate::pipeline::builder::stored_format;
 use crate::pipeline::opened::{GgufArrays, Opened, gguf_metadata};
 use crate::tokenizer::Exported;
 use crate::train::Adapter;
 use crate::weights::{
-    AtomicFile, Checkpoint, ModelFiles, WeightFormat, write_gguf, write_safetensors,
+    AtomicFile, Checkpoint, ModelFiles, Watch, WeightFormat, WriteProgress, write_gguf_watched,
+    write_safetensors_watched,
 };
 
 const MAX_CONFIG: u64 = 16 << 20;
@@ -43,9 +45,11 @@ impl std::str::FromStr for FileFormat {
 /// Writes a model to `destination`, a file or a directory by its format.
 ///
 /// [`WeightFormat::Auto`] keeps the stored type as near as the format comes. Each file appears
-/// whole or not at all, `config.json` last, so that a directory is a model only once it is complete.
-/// Errors: those of reading a model, of [`write_gguf`] and [`write_safetensors`], and
-/// [`Error::InvalidInput`] for a destination that is the source.
+/// whole or not at all, `config.json` last, so that a directory is a model only once it is complete;
+/// files of these names that are there are replaced. Errors: those of reading a model, of
+/// [`write_gguf`](crate::weights::write_gguf) and
+/// [`write_safetensors`](crate::weights::write_safetensors), and [`Error::InvalidInput`] for a
+/// destination that is (part of) the source, or a directory where a file is to be written.
 ///
 /// ```no_run
 /// use dolly_core::source::{SourceOptions, resolve};
@@ -60,23 +64,53 @@ pub fn convert(
     to: FileFormat,
     format: WeightFormat,
 ) -> Result<()> {
-    convert_with_adapter(source, None, destination, to, format)
+    convert_with(source, destination, to, format, ConvertOptions::default())
 }
 
-/// As [`convert()`], merging the low-rank adapter in a directory, where one is given, into the
-/// weights that are written; errors are also those of [`Adapter::read`] and of an adapter that
-/// does not fit.
-pub fn convert_with_adapter(
+/// What a conversion does besides converting.
+#[derive(Default)]
+pub struct ConvertOptions<'a> {
+    /// A directory with a low-rank adapter to merge into the weights that are written.
+    pub adapter: Option<&'a Path>,
+    /// Stops the conversion from any thread, or from the callback, within a piece of a tensor.
+    pub cancel: CancelToken,
+    /// Told of each tensor that was written.
+    pub on_progress: Option<&'a mut dyn FnMut(WriteProgress)>,
+}
+
+/// As [`convert()`], with an adapter merged, progress told, or a way to stop.
+///
+/// Errors are also those of [`Adapter::read`] and of an adapter that does not fit, and
+/// [`Error::Cancelled`]: the file that was being written is then not there.
+///
+/// ```no_run
+/// use dolly_core::source::{SourceOptions, resolve};
+/// use dolly_core::{ConvertOptions, FileFormat, WeightFormat, convert_with};
+/// let files = resolve("dolly-nano", &SourceOptions::from_env())?;
+/// let mut report = |done: dolly_core::weights::WriteProgress| {
+///     println!("{}: {} of {} weights", done.tensor, done.written, done.total);
+/// };
+/// let options = ConvertOptions { on_progress: Some(&mut report), ..Default::default() };
+/// convert_with(&files, "nano.gguf".as_ref(), FileFormat::Gguf, WeightFormat::Auto, options)?;
+/// # Ok::<(), dolly_core::Error>(())
+/// ```
+pub fn convert_with(
     source: &ModelFiles,
-    adapter: Option<&Path>,
     destination: &Path,
     to: FileFormat,
     format: WeightFormat,
+    options: ConvertOptions<'_>,
 ) -> Result<()> {
-    refuse_source(source, destination)?;
+    refuse_destination(source, destination, to)?;
+    let mut silent = |_: WriteProgress| ();
+    let on_progress: &mut dyn FnMut(WriteProgress) = match options.on_progress {
+        Some(on_progress) => on_progress,
+        None => &mut silent,
+    };
+    let mut watch = Watch { cancel: &options.cancel, on_progress };
     let mut checkpoint = Checkpoint::open(source)?;
     let config = Opened::new(source, &checkpoint)?.config;
-    if let Some(directory) = adapter {
+    if let Some(directory) = options.adapter {
         Adapter::read(directory)?.attach(&mut checkpoint, &config)?;
     }
     let tokenizer = exported(source, &checkpoint)?;
@@ -86,28 +120,48 @@ pub fn convert_with_adapter(
     };
     match to {
         FileFormat::Gguf => {
-            write_gguf(destination, &checkpoint, &config, &tokenizer.into_gguf()?, format)
+            let tokenizer = tokenizer.into_gguf()?;
+            write_gguf_watched(destination, &checkpoint, &config, &tokenizer, format, &mut watch)
         }
         FileFormat::Safetensors => {
             let parts = Directory { source, checkpoint, config, tokenizer };
-            parts.write(destination, format)
+            parts.write(destination, format, &mut watch)
         }
     }
 }
 
-/// Writing over what is being read would leave neither.
-pub(super) fn refuse_source(source: &ModelFiles, destination: &Path) -> Result<()> {
-    let original: Option<PathBuf> = match source {
-        ModelFiles::Directory { config, .. } => config.parent().map(Path::to_owned),
-        ModelFiles::Gguf { file, .. } => Some(file.clone()),
-    };
-    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    match original.is_some_and(|original| same(&original, destination)) {
-        true => Err(Error::InvalidInput(format!("{} is the source", destination.display()))),
-        false => Ok(()),
+/// Writing over what is being read would leave neither; a directory is not replaced by a file.
+pub(super) fn refuse_destination(
+    source: &ModelFiles,
+    destination: &Path,
+    to: FileFormat,
+) -> Result<()> {
+    let mut originals: Vec<PathBuf> = Vec::new();
+    match source {
+        ModelFiles::Directory { config, tokenizer, weights, index } => {
+            originals.extend(config.parent().map(Path::to_owned));
+            originals.push(config.clone());
+            originals.extend(tokenizer.iter().chain(weights).chain(index).cloned());
+        }
+        ModelFiles::Gguf { file, tokenizer } => {
+            originals.push(file.clone());
+            originals.extend(tokenizer.clone());
+        }
+    }
+    // A destination that cannot be resolved is not there yet.
+    let Ok(real) = destination.canonicalize() else { return Ok(()) };
+    let shown = destination.display();
+    if originals.iter().any(|original| original.canonicalize().is_ok_and(|it| it == real)) {
+        return Err(Error::InvalidInput(format!("{shown} is the source")));
+    }
+    match (to, real.is_dir()) {
+        (FileFormat::Gguf, true) => Err(Error::InvalidInput(format!(
+            "{shown} is a directory; a .gguf file is to be written"
+        ))),
+        (FileFormat::Safetensors, false) => Err(Error::InvalidInput(format!(
+            "{shown} is a file; a directory of safetensors is to be written"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -134,10 +188,17 @@ struct Directory<'a> {
 }
 
 impl Directory<'_> {
-    fn write(&self, directory: &Path, format: WeightFormat) -> Result<()> {
+    fn write(&self, directory: &Path, format: WeightFormat, watch: &mut Watch<'_>) -> Result<()> {
+        let is_new = !directory.exists();
         std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
         let (format, name) = dtype_name(format);
-        write_safetensors(&directory.join("model.safetensors"), &self.checkpoint, format)?;
+        let weights = directory.join("model.safetensors");
+        let written = write_safetensors_watched(&weights, &self.checkpoint, format, watch);
+        if written.is_err() && is_new {
+            // Removes an empty directory only; the error to tell is the one that led here.
+            drop(std::fs::remove_dir(directory));
+        }
+        written?;
         let tokenizer = directory.join("tokenizer.json");
         match self.source {
             ModelFiles::Directory { tokenizer: Some(file), .. } => {

@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::model::dtype_name;
 use crate::pipeline::builder::stored_format;
-use crate::pipeline::convert::{exported, refuse_source};
+use crate::pipeline::convert::{FileFormat, exported, refuse_destination};
 use crate::pipeline::opened::Opened;
 use crate::provenance::{Kind, Manifest};
 use crate::train::Adapter;
 use crate::train::result::{ModelToWrite, SHARD_BYTES, write_model};
-use crate::weights::{
-    Checkpoint, ModelFiles, StoredType, TensorReader, TensorToWrite, WeightFormat,
-};
+use crate::weights::{Checkpoint, ModelFiles, TensorReader, TensorToWrite, WeightFormat};
 
 /// Writes `base` with `adapter` merged in, `W + scale * B A`, as a directory of its own.
 ///
@@ -38,21 +37,13 @@ pub fn merge_adapter(
     directory: &Path,
     format: WeightFormat,
 ) -> Result<()> {
-    refuse_source(base, directory)?;
+    refuse_destination(base, directory, FileFormat::Safetensors)?;
     if same(adapter, directory) {
         return Err(Error::InvalidInput(format!("{} is the adapter", directory.display())));
     }
     let mut checkpoint = Checkpoint::open(base)?;
     let config = Opened::new(base, &checkpoint)?.config;
-    let format = match format {
-        WeightFormat::Auto => stored_format(&checkpoint)?,
-        format => format,
-    };
-    let format = match format {
-        WeightFormat::F32 | WeightFormat::Bf16 => format,
-        // Safetensors has no blocks: what was quantized is stored as the nearest plain type.
-        _ => WeightFormat::F16,
-    };
+    let format = plain(format, &checkpoint)?;
     let manifest = manifest(base_name, base, adapter, directory)?;
     let tokenizer = tokenizer_json(base, &checkpoint)?;
     Adapter::read(adapter)?.attach(&mut checkpoint, &config)?;
@@ -61,7 +52,6 @@ pub fn merge_adapter(
     let readers: Vec<TensorReader<'_>> = readers.collect::<Result<_>>()?;
     let tensors: Vec<TensorToWrite<'_>> = readers
         .iter()
-        .filter(|reader| reader.info().stored != StoredType::Other)
         .map(|r| TensorToWrite { name: &r.info().name, shape: &r.info().shape, source: r })
         .collect();
     let (config, tensors, manifest) = (&config, &tensors[..], &manifest);
@@ -74,6 +64,15 @@ pub fn merge_adapter(
         shard_bytes: SHARD_BYTES,
     };
     write_model(directory, &model)
+}
+
+/// The format as safetensors can have it; what was quantized is stored as the nearest plain type.
+fn plain(format: WeightFormat, checkpoint: &Checkpoint) -> Result<WeightFormat> {
+    let format = match format {
+        WeightFormat::Auto => stored_format(checkpoint)?,
+        format => format,
+    };
+    Ok(dtype_name(format).0)
 }
 
 fn same(a: &Path, b: &Path) -> bool {

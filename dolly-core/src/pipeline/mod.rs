@@ -24,7 +24,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
 pub use builder::{Device, PipelineBuilder};
-pub use convert::{FileFormat, convert, convert_with_adapter};
+pub use convert::{ConvertOptions, FileFormat, convert, convert_with};
 pub use merge::merge_adapter;
 pub(crate) use merge::tokenizer_json;
 pub(crate) use opened::Opened;

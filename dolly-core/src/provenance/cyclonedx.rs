@@ -3,7 +3,7 @@
 //! The form is that of the specification's JSON schema `bom-1.6`: models are components of type
 //! `machine-learning-model` with a model card, data sets of type `data`, files nested below them.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::licence::spdx;
 use super::{FileHash, Kind, Lineage, Node, Parent, Part};
@@ -15,45 +15,18 @@ impl Lineage {
     /// The same chain gives the same document: its serial number comes from the manifest's hash,
     /// its time is that of the manifest.
     pub fn cyclonedx(&self) -> Value {
-        let mut refs = Refs::default();
-        let mut components = Vec::new();
-        let mut dependencies = Map::new();
-        let subject = self.nodes.first();
-        let name = subject.map(|node| model_ref(node, &mut refs));
-        let mut main = json!({});
-        if let (Some(node), Some(name)) = (subject, &name) {
-            let (parts, needed) = parts(node, &mut refs);
-            main = model(node, name, &parts);
-            let mut ancestors: Vec<Value> = Vec::new();
-            for older in self.nodes.iter().skip(1) {
-                let name = model_ref(older, &mut refs);
-                let (parts, _) = self::parts(older, &mut refs);
-                ancestors.push(model(older, &name, &parts));
-                components.extend(parts.into_iter().map(|part| part.component));
-            }
-            let unrecorded = node.record.parents.iter().filter(|one| one.manifest.is_none());
-            ancestors.extend(unrecorded.map(|one| base(one, &refs.fresh(&one.part.name))));
-            if !ancestors.is_empty() {
-                main["pedigree"] = json!({"ancestors": ancestors});
-            }
-            components.extend(parts.into_iter().map(|part| part.component));
-            dependencies.insert(name.clone(), needed.into());
-        }
+        let Contents { subject, components, dependencies } = self.contents();
         let mut metadata = json!({
             "tools": {"components": [{
                 "type": "library",
                 "name": env!("CARGO_PKG_NAME"),
                 "version": env!("CARGO_PKG_VERSION"),
             }]},
-            "component": main,
+            "component": subject,
         });
-        if let Some(created) = subject.and_then(|node| node.record.created.as_deref()) {
+        if let Some(created) = self.nodes.first().and_then(|n| n.record.created.as_deref()) {
             metadata["timestamp"] = created.into();
         }
-        let dependencies: Vec<Value> = dependencies
-            .into_iter()
-            .map(|(name, needed)| json!({"ref": name, "dependsOn": needed}))
-            .collect();
         let mut bom = json!({
             "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
             "bomFormat": "CycloneDX",
@@ -68,6 +41,38 @@ impl Lineage {
         }
         bom
     }
+
+    /// The result, what lies beside it, and what it depends on.
+    fn contents(&self) -> Contents {
+        let mut refs = Refs::default();
+        let Some((node, older)) = self.nodes.split_first() else { return Contents::default() };
+        let name = model_ref(node, &mut refs);
+        let (own, needed) = parts(node, &mut refs);
+        let mut subject = model(node, &name, &own);
+        let (mut ancestors, mut components) = (Vec::new(), Vec::new());
+        for node in older {
+            let name = model_ref(node, &mut refs);
+            let (parts, _) = parts(node, &mut refs);
+            ancestors.push(model(node, &name, &parts));
+            components.extend(parts.into_iter().map(|part| part.component));
+        }
+        let unrecorded = node.record.parents.iter().filter(|one| one.manifest.is_none());
+        ancestors.extend(unrecorded.map(|one| base(one, &refs.fresh(&one.part.name))));
+        if !ancestors.is_empty() {
+            subject["pedigree"] = json!({"ancestors": ancestors});
+        }
+        components.extend(own.into_iter().map(|part| part.component));
+        let dependencies = vec![json!({"ref": name, "dependsOn": needed})];
+        Contents { subject, components, dependencies }
+    }
+}
+
+/// What a document lists.
+#[derive(Default)]
+struct Contents {
+    subject: Value,
+    components: Vec<Value>,
+    dependencies: Vec<Value>,
 }
 
 /// References within the document, each given once.

@@ -56,32 +56,14 @@ pub(super) fn download(
     let mut forward = |progress: DownloadProgress<'_>| on_progress(progress);
     let mut job = Job { hub, repo_dir, commit, on_progress: &mut forward };
     let has = |name: &str| names.iter().any(|known| known == name);
-    let missing =
-        |reason: &str| Error::ModelNotFound { id: repo.id().into(), reason: reason.to_owned() };
     if !has("config.json") {
-        return Err(missing("the hub's copy has no config.json"));
+        return Err(job.missing("the hub's copy has no config.json"));
     }
     job.file("config.json")?;
     for name in OPTIONAL.into_iter().filter(|name| has(name)) {
         job.file(name)?;
     }
-    let whole = |family: &&Family| has(family.single) || has(family.index);
-    let Some(family) = FAMILIES.iter().find(whole) else {
-        return Err(missing("the hub's copy has no weights in safetensors or PyTorch's format"));
-    };
-    match has(family.single) {
-        true => job.file(family.single)?,
-        false => {
-            job.file(family.index)?;
-            let index = job.snapshot().join(family.index);
-            for shard in shards(&read_bounded(&index, MAX_INDEX_BYTES)?, family, &index)? {
-                if !has(&shard) {
-                    return Err(missing(&format!("the hub's copy has no shard {shard:?}")));
-                }
-                job.file(&shard)?;
-            }
-        }
-    }
+    job.weights(&names)?;
     let snapshot = job.snapshot();
     if revision != job.commit {
         write_ref(&repo_dir.join("refs").join(revision), &job.commit)?;
@@ -111,6 +93,32 @@ fn listing(hub: &Hub<'_>, revision: &str) -> Result<(String, Vec<String>)> {
 impl Job<'_> {
     fn snapshot(&self) -> std::path::PathBuf {
         self.repo_dir.join("snapshots").join(&self.commit)
+    }
+
+    /// Brings the weight files, of the kind that is preferred.
+    fn weights(&mut self, names: &[String]) -> Result<()> {
+        let has = |name: &str| names.iter().any(|known| known == name);
+        let whole = |family: &&Family| has(family.single) || has(family.index);
+        let Some(family) = FAMILIES.iter().find(whole) else {
+            let reason = "the hub's copy has no weights in safetensors or PyTorch's format";
+            return Err(self.missing(reason));
+        };
+        if has(family.single) {
+            return self.file(family.single);
+        }
+        self.file(family.index)?;
+        let index = self.snapshot().join(family.index);
+        for shard in shards(&read_bounded(&index, MAX_INDEX_BYTES)?, family, &index)? {
+            if !has(&shard) {
+                return Err(self.missing(&format!("the hub's copy has no shard {shard:?}")));
+            }
+            self.file(&shard)?;
+        }
+        Ok(())
+    }
+
+    fn missing(&self, reason: &str) -> Error {
+        Error::ModelNotFound { id: self.hub.id().into(), reason: reason.to_owned() }
     }
 
     /// Brings one file into the blobs, if it is not there, and links it into the snapshot.

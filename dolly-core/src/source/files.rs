@@ -11,6 +11,8 @@ use crate::weights::ModelFiles;
 
 /// Longest index that is read; dolly-v2-12b's has 50 KB.
 pub(super) const MAX_INDEX_BYTES: u64 = 16 << 20;
+/// Most names of files in a message.
+const MOST_SHOWN: usize = 16;
 /// Most shards of one model.
 const MAX_SHARDS: usize = 4096;
 
@@ -39,7 +41,7 @@ pub(super) const FAMILIES: [Family; 2] = [
 pub(super) fn in_directory(dir: &Path) -> Result<ModelFiles> {
     let root = Root::new(dir)?;
     let Some(config) = root.file("config.json")? else {
-        return Err(not_found(dir, "it holds no config.json"));
+        return only_gguf(&root, "config.json");
     };
     let tokenizer = root.file("tokenizer.json")?;
     for family in &FAMILIES {
@@ -63,12 +65,43 @@ pub(super) fn in_directory(dir: &Path) -> Result<ModelFiles> {
     }
     let [first, second] = FAMILIES;
     let names = [first.single, first.index, second.single, second.index].join(", ");
-    Err(not_found(dir, &format!("it holds no weights ({names})")))
+    only_gguf(&root, &format!("weights ({names})"))
+}
+
+/// The one `.gguf` file of a directory that lacks what the Hugging Face layout has.
+fn only_gguf(root: &Root, missing: &str) -> Result<ModelFiles> {
+    let io = |error| Error::io(&root.dir, error);
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(&root.dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if is_gguf(Path::new(&name)) && names.len() <= MOST_SHOWN {
+            names.extend(name.into_string());
+        }
+    }
+    let mut found = names.iter();
+    match (found.next(), found.next()) {
+        (None, _) => Err(not_found(&root.dir, &format!("it holds no {missing} and no .gguf file"))),
+        (Some(name), None) => match root.file(name)? {
+            Some(file) => gguf(&file),
+            None => Err(not_found(&root.dir, &format!("{name:?} leads nowhere"))),
+        },
+        _ => {
+            let shown: Vec<&str> = names.iter().take(MOST_SHOWN).map(String::as_str).collect();
+            let more = if names.len() > MOST_SHOWN { ", …" } else { "" };
+            let reason =
+                format!("it holds several models: give the path of one of {}", shown.join(", "));
+            Err(not_found(&root.dir, &(reason + more)))
+        }
+    }
+}
+
+fn is_gguf(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// One GGUF file and the tokenizer beside it.
 pub(super) fn gguf(file: &Path) -> Result<ModelFiles> {
-    if !file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+    if !is_gguf(file) {
         return Err(not_found(file, "a file that is not .gguf; give the directory that holds it"));
     }
     let beside = file.with_file_name("tokenizer.json");

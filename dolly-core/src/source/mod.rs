@@ -99,7 +99,7 @@ pub type OnProgress<'a> = dyn FnMut(DownloadProgress<'_>) -> ControlFlow<()> + '
 
 /// The files of the model that `id_or_path` names.
 ///
-/// In this order: a directory, a `.gguf` file, [`BUNDLED`], a hub id (`org/name`) in the hub cache,
+/// In this order: a directory (in the Hugging Face layout, else with one `.gguf` file), a `.gguf` file, [`BUNDLED`], a hub id (`org/name`) in the hub cache,
 /// and - with the feature `hf-hub`, unless offline - the hub itself. A complete cached copy is used
 /// without asking the network. Weights in safetensors win over pickled ones.
 ///

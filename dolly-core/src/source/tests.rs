@@ -100,6 +100,37 @@ fn a_gguf_file_and_its_neighbour() {
 }
 
 #[test]
+fn a_directory_that_holds_one_gguf_file() {
+    let dir = model(&["m.GGUF", "notes.txt"]);
+    let found = |tokenizer| ModelFiles::Gguf { file: dir.path().join("m.GGUF"), tokenizer };
+    assert_eq!(open(dir.path()).unwrap(), found(None));
+    write(dir.path(), "tokenizer.json", "{}");
+    write(dir.path(), "config.json", "{}");
+    assert_eq!(open(dir.path()).unwrap(), found(Some(dir.path().join("tokenizer.json"))));
+    write(dir.path(), "b.gguf", "");
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(&error, Error::ModelNotFound { .. }), "{error}");
+    assert!(error.to_string().ends_with("one of b.gguf, m.GGUF"), "{error}");
+    (0..100).for_each(|n| write(dir.path(), &format!("{n}.gguf"), ""));
+    let error = open(dir.path()).unwrap_err().to_string();
+    assert_eq!(error.matches(".gguf").count() + error.matches(".GGUF").count(), 16, "{error}");
+    assert!(error.ends_with('…'), "{error}");
+    write(dir.path(), "model.safetensors", "");
+    assert!(matches!(open(dir.path()), Ok(ModelFiles::Directory { .. })));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_gguf_file_that_leads_out_of_its_directory_is_refused() {
+    let (dir, outside) = (model(&["notes.txt"]), model(&["m.gguf"]));
+    let link = dir.path().join("link.gguf");
+    std::os::unix::fs::symlink(outside.path().join("m.gguf"), &link).unwrap();
+    assert!(matches!(open(dir.path()), Err(Error::Format { .. })));
+    fs::remove_file(outside.path().join("m.gguf")).unwrap();
+    assert!(matches!(open(dir.path()), Err(Error::ModelNotFound { .. })));
+}
+
+#[test]
 fn hostile_indexes_are_refused() {
     let dir = model(&["config.json", "a.safetensors", "model.safetensors.index.json"]);
     let many: Vec<String> = (0..5000).map(|i| format!("{i}.safetensors")).collect();

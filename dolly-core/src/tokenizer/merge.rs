@@ -5,8 +5,10 @@
 //! ```
 //!
 //! A word can be a whole text (a megabyte without a blank), so pairs wait in a heap by rank and
-//! position, and symbols are linked, never moved. The `tokenizers` crate does the same, but copies
-//! the string of every token and takes twice the time the longest words are allowed.
+//! position, and symbols are linked, never moved. Twice the text takes a little over twice the time,
+//! and more where its buffers are the first to need fresh pages (the ignored test
+//! `timings_of_long_texts` prints it for each hostile kind). The `tokenizers` crate does the same, but
+//! copies the string of every token and takes twice the time the longest words are allowed.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -7,6 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
+/// Bytes between two syncs: what is left for the last one takes a moment only, so that a caller
+/// who gives up is not kept waiting for it.
+const STRETCH: u64 = 32 << 20;
+
 /// A file under construction beside its destination.
 ///
 /// [`commit`](Self::commit) makes it durable and puts it in place; dropped before that, it is
@@ -16,6 +20,7 @@ pub(crate) struct AtomicFile {
     file: File,
     temporary: PathBuf,
     destination: PathBuf,
+    unsynced: u64,
     committed: bool,
 }
 
@@ -37,7 +42,8 @@ impl AtomicFile {
             .create_new(true)
             .open(&temporary)
             .map_err(|e| Error::io(&temporary, e))?;
-        Ok(Self { file, temporary, destination: destination.to_owned(), committed: false })
+        let destination = destination.to_owned();
+        Ok(Self { file, temporary, destination, unsynced: 0, committed: false })
     }
 
     /// Writes a file of these bytes.
@@ -49,7 +55,13 @@ impl AtomicFile {
 
     /// Appends bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))
+        self.unsynced = self.unsynced.saturating_add(bytes.len() as u64);
+        let mut written = self.file.write_all(bytes);
+        if self.unsynced >= STRETCH {
+            self.unsynced = 0;
+            written = written.and_then(|()| self.file.sync_data());
+        }
+        written.map_err(|e| Error::io(&self.temporary, e))
     }
 
     /// Syncs the file, renames it to its destination, and syncs the directory.

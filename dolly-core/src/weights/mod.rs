@@ -33,13 +33,16 @@ pub use checkpoint::{Checkpoint, TensorInfo, TensorReader};
 pub use gguf_metadata::{GgufMetadata, GgufValue};
 pub use quantize::{quantize_q4_0, quantize_q8_0};
 pub(crate) use write::stored_type;
-pub use write::{TensorToWrite, Values};
+pub use write::{TensorToWrite, Values, WriteProgress};
 pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
 pub use write_safetensors::{write_safetensors, write_safetensors_from};
 
 pub(crate) use atomic::AtomicFile;
 pub(crate) use low_rank::LowRank;
 pub(crate) use names::{canonical as canonical_name, from_gguf as canonical_gguf_name};
+pub(crate) use write::Watch;
+pub(crate) use write_gguf::write_watched as write_gguf_watched;
+pub(crate) use write_safetensors::write_watched as write_safetensors_watched;
 
 /// Most tensors of one model.
 pub(crate) const MAX_TENSORS: usize = 100_000;

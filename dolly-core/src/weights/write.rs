@@ -6,9 +6,68 @@ use super::names::RowOrder;
 use super::quantize::encode;
 use super::{RowSource, StoredType, WeightFormat};
 use crate::error::{Error, Result, try_zeroed};
+use crate::options::CancelToken;
 
 /// Weights read at a time, at least one row.
 const PIECE: usize = 256 << 10;
+
+/// How far writing a model has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WriteProgress {
+    /// Weights written so far.
+    pub written: u64,
+    /// All weights of the model.
+    pub total: u64,
+    /// The tensor written last.
+    pub tensor: String,
+}
+
+/// Who is told of each tensor that was written, and what stops the writing.
+pub(crate) struct Watch<'a> {
+    pub cancel: &'a CancelToken,
+    pub on_progress: &'a mut dyn FnMut(WriteProgress),
+}
+
+impl Watch<'_> {
+    /// Runs `write` with a watch that tells nobody and is never cancelled.
+    pub(crate) fn unwatched<R>(write: impl FnOnce(&mut Watch<'_>) -> R) -> R {
+        write(&mut Watch { cancel: &CancelToken::new(), on_progress: &mut |_| () })
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.cancel.is_cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Tells a watch of one tensor after the other.
+pub(crate) struct Progress<'a, 'w> {
+    watch: &'a mut Watch<'w>,
+    written: u64,
+    total: u64,
+}
+
+impl<'a, 'w> Progress<'a, 'w> {
+    pub(crate) fn new<'t>(
+        watch: &'a mut Watch<'w>,
+        tensors: impl Iterator<Item = &'t [usize]>,
+    ) -> Self {
+        let total = tensors.map(|shape| elements(shape).unwrap_or(u64::MAX));
+        Self { watch, written: 0, total: total.fold(0, u64::saturating_add) }
+    }
+
+    fn wrote(&mut self, tensor: &TensorToWrite<'_>) -> Result<()> {
+        let weights = elements(tensor.shape).unwrap_or(u64::MAX);
+        self.written = self.written.saturating_add(weights);
+        let (written, total) = (self.written, self.total);
+        let tensor = tensor.name.to_owned();
+        (self.watch.on_progress)(WriteProgress { written, total, tensor });
+        self.watch.check()
+    }
+}
 
 /// A tensor to be written: its name, its shape as PyTorch has it, and its rows.
 #[derive(Clone, Copy)]
@@ -107,16 +166,30 @@ impl TensorToWrite<'_> {
         })
     }
 
-    /// Streams the tensor to `file`; `order` is how its rows are to lie there.
+    /// Streams the tensor to `file`; `order` is how its rows are to lie there. A cancel is heard
+    /// between two pieces.
     pub(crate) fn write(
         &self,
         file: &mut AtomicFile,
         stored: StoredType,
         order: RowOrder,
+        progress: &mut Progress<'_, '_>,
+    ) -> Result<()> {
+        self.write_rows(file, stored, order, progress.watch)?;
+        progress.wrote(self)
+    }
+
+    fn write_rows(
+        &self,
+        file: &mut AtomicFile,
+        stored: StoredType,
+        order: RowOrder,
+        watch: &Watch<'_>,
     ) -> Result<()> {
         let (rows, cols) = self.source.shape();
         let mut packed = Vec::new();
         let mut put = |weights: &[f32]| {
+            watch.check()?;
             packed.clear();
             encode(stored, weights, &mut packed).map_err(|weight| {
                 Error::InvalidInput(format!(
@@ -127,12 +200,7 @@ impl TensorToWrite<'_> {
             file.write(&packed)
         };
         if let (RowOrder::SplitQkv { heads, head_dim }, [_]) = (order, self.shape) {
-            let mut weights = try_zeroed(cols, self.name)?;
-            self.source.read_rows(0, &mut weights)?;
-            for first in split_runs(heads, head_dim) {
-                put(weights.get(first..first + head_dim).unwrap_or_default())?;
-            }
-            return Ok(());
+            return self.write_split_vector(heads, head_dim, &mut put);
         }
         let most = (PIECE / cols.max(1)).clamp(1, rows.max(1));
         let mut weights = try_zeroed(most.saturating_mul(cols), self.name)?;
@@ -153,6 +221,19 @@ impl TensorToWrite<'_> {
                 split_runs(heads, head_dim).try_for_each(|first| copy(first, head_dim))
             }
         }
+    }
+
+    /// A bias of queries, keys and values, in llama.cpp's order.
+    fn write_split_vector(
+        &self,
+        heads: usize,
+        head_dim: usize,
+        put: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut weights = try_zeroed(self.source.shape().1, self.name)?;
+        self.source.read_rows(0, &mut weights)?;
+        split_runs(heads, head_dim)
+            .try_for_each(|first| put(weights.get(first..first + head_dim).unwrap_or_default()))
     }
 }
 

@@ -8,10 +8,10 @@ use std::path::Path;
 use super::atomic::AtomicFile;
 use super::checkpoint::{Checkpoint, TensorReader};
 use super::names::{self, RowOrder};
-use super::write::{TensorToWrite, stored_type};
+use super::write::{Progress, TensorToWrite, Watch, stored_type};
 use super::{RowSource, StoredType, WeightFormat};
 use crate::error::{Error, Result};
-use crate::model::{Activation, Config};
+use crate::model::{Activation, Config, GGUF_HIDDEN_ACT};
 
 /// Where tensor data starts and every tensor is aligned, the format's default.
 const ALIGNMENT: u64 = 32;
@@ -65,6 +65,18 @@ pub fn write_gguf(
     tokenizer: &GgufTokenizer,
     format: WeightFormat,
 ) -> Result<()> {
+    Watch::unwatched(|watch| write_watched(path, checkpoint, config, tokenizer, format, watch))
+}
+
+/// As [`write_gguf`], telling `watch` of each tensor.
+pub(crate) fn write_watched(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    config: &Config,
+    tokenizer: &GgufTokenizer,
+    format: WeightFormat,
+    watch: &mut Watch<'_>,
+) -> Result<()> {
     let matrices = stored_type(format).or(stored_type(config.stored_format));
     let matrices = matrices.ok_or_else(|| {
         Error::option("format", format, "f32, f16, bf16, q8_0 or q4_0 for this checkpoint")
@@ -80,8 +92,9 @@ pub fn write_gguf(
     let header = header(&pairs, &tensors)?;
     let mut file = AtomicFile::create(path)?;
     file.write(&header)?;
+    let mut progress = Progress::new(watch, tensors.iter().map(|tensor| &*tensor.shape));
     for tensor in &tensors {
-        tensor.to_write().write(&mut file, tensor.stored, tensor.order)?;
+        tensor.to_write().write(&mut file, tensor.stored, tensor.order, &mut progress)?;
         let bytes = tensor.to_write().bytes(tensor.stored)?;
         let padding = bytes.next_multiple_of(ALIGNMENT) - bytes;
         file.write([0; ALIGNMENT as usize].get(..padding as usize).unwrap_or_default())?;
@@ -282,6 +295,9 @@ fn describe_model(pairs: &mut Header, config: &Config, matrices: StoredType) -> 
     }
     pairs.f32("gptneox.attention.layer_norm_epsilon", config.layer_norm_eps);
     pairs.key("gptneox.use_parallel_residual", 7).raw(&[config.use_parallel_residual.into()]);
+    if config.hidden_act != Activation::Gelu {
+        pairs.text(GGUF_HIDDEN_ACT, config.hidden_act.name());
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use super::atomic::AtomicFile;
 use super::checkpoint::Checkpoint;
 use super::names::RowOrder;
 use super::safetensors::MAX_HEADER;
-use super::write::TensorToWrite;
+use super::write::{Progress, TensorToWrite, Watch};
 use super::{StoredType, WeightFormat};
 use crate::error::{Error, Result, try_vec};
 
@@ -26,6 +26,16 @@ use crate::error::{Error, Result, try_vec};
 /// # Ok::<(), dolly_core::Error>(())
 /// ```
 pub fn write_safetensors(path: &Path, checkpoint: &Checkpoint, format: WeightFormat) -> Result<()> {
+    Watch::unwatched(|watch| write_watched(path, checkpoint, format, watch))
+}
+
+/// As [`write_safetensors`], telling `watch` of each tensor.
+pub(crate) fn write_watched(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    format: WeightFormat,
+    watch: &mut Watch<'_>,
+) -> Result<()> {
     let mut readers = try_vec(checkpoint.tensors().len(), "tensor readers")?;
     for tensor in checkpoint.tensors().filter(|t| t.stored != StoredType::Other) {
         readers.push(checkpoint.reader(&tensor.name)?);
@@ -34,7 +44,7 @@ pub fn write_safetensors(path: &Path, checkpoint: &Checkpoint, format: WeightFor
         .iter()
         .map(|r| TensorToWrite { name: &r.info().name, shape: &r.info().shape, source: r })
         .collect();
-    write_safetensors_from(path, &tensors, format)
+    write_tensors(path, &tensors, format, watch)
 }
 
 /// Writes tensors from any source, in the given order; see [`write_safetensors`].
@@ -42,6 +52,15 @@ pub fn write_safetensors_from(
     path: &Path,
     tensors: &[TensorToWrite<'_>],
     format: WeightFormat,
+) -> Result<()> {
+    Watch::unwatched(|watch| write_tensors(path, tensors, format, watch))
+}
+
+pub(super) fn write_tensors(
+    path: &Path,
+    tensors: &[TensorToWrite<'_>],
+    format: WeightFormat,
+    watch: &mut Watch<'_>,
 ) -> Result<()> {
     let (stored, dtype) = match format {
         WeightFormat::F32 => (StoredType::F32, "F32"),
@@ -53,8 +72,9 @@ pub fn write_safetensors_from(
     let mut file = AtomicFile::create(path)?;
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(header.as_bytes())?;
+    let mut progress = Progress::new(watch, tensors.iter().map(|tensor| tensor.shape));
     for tensor in tensors {
-        tensor.write(&mut file, stored, RowOrder::Stored)?;
+        tensor.write(&mut file, stored, RowOrder::Stored, &mut progress)?;
     }
     file.commit()
 }

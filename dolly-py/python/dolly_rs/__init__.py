@@ -8,10 +8,12 @@ True
 """
 
 from ._native import __version__
+from .data import Dataset, Report, SetInfo, load_dataset
 from .errors import (
     CancelledError,
     ClosedError,
     ContextOverflowError,
+    DataFormatError,
     DeadlineError,
     DeviceError,
     DollyError,
@@ -37,6 +39,8 @@ __all__ = [
     "Classification",
     "ClosedError",
     "ContextOverflowError",
+    "DataFormatError",
+    "Dataset",
     "DeadlineError",
     "DeviceError",
     "DollyError",
@@ -54,7 +58,9 @@ __all__ = [
     "NetworkError",
     "Pipeline",
     "Record",
+    "Report",
     "Score",
+    "SetInfo",
     "Settings",
     "Stream",
     "TensorInfo",
@@ -66,6 +72,7 @@ __all__ = [
     "__version__",
     "convert",
     "lineage",
+    "load_dataset",
     "merge_adapter",
     "pipeline",
     "tensors",

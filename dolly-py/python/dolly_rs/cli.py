@@ -1,4 +1,4 @@
-"""The command line: ``dolly generate``, ``chat``, ``info``, ``convert``.
+"""The command line: ``dolly generate``, ``chat``, ``info``, ``data``, ``convert``.
 
 Answers go to standard output, everything else to standard error. Exit status: 0 done, 1 failed
 (one line says why), 2 wrong usage, 130 interrupted.
@@ -11,10 +11,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .chat import Chat
+from .data import load_dataset
 from .errors import DollyError
 from .files import convert, tensors
 from .options import GenerateOptions
@@ -82,8 +84,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(info)
     info.set_defaults(command=_info)
 
+    _add_data(commands)
     _add_convert(commands)
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    parser = commands.add_parser("data", help="read, check, describe and split instruction data")
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".jsonl .json .csv .tsv .parquet")
+    parser.add_argument("--report", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--column",
+        action="append",
+        type=_column,
+        metavar="FIELD=NAME",
+        help="such as response=output; repeatable",
+    )
+    parser.add_argument("--on-bad-row", choices=("error", "skip"), default="error")
+    parser.add_argument("--clean", action="store_true", help="remove footnote marks, trim fields")
+    parser.add_argument("--model", help="report lengths in the tokens of this model")
+    parser.add_argument("--max-length", type=int, metavar="N", help="count rows of this length")
+    parser.add_argument("--split", type=_size, metavar="N", help="rows, or fraction, for testing")
+    parser.add_argument("--seed", type=int, default=42, help="of the split, default 42")
+    parser.add_argument("--out", metavar="DIR", help="write data.jsonl, or train and test.jsonl")
+    parser.set_defaults(command=_data)
 
 
 def _add_convert(commands: Any) -> None:
@@ -144,6 +168,21 @@ def _bias(text: str) -> tuple[int, float]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected ID=BIAS")
     return int(id), float(bias)
+
+
+def _column(text: str) -> tuple[str, str]:
+    field, found, name = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FIELD=NAME")
+    return field, name
+
+
+def _size(text: str) -> float:
+    """A number of rows, or a fraction of them."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _load(parsed: argparse.Namespace) -> Pipeline:
@@ -218,6 +257,31 @@ def _plain(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _data(parsed: argparse.Namespace) -> None:
+    if parsed.split is not None and parsed.out is None:
+        raise ValueError("--split needs --out, the directory to write to")
+    columns = dict(parsed.column or ())
+    data = load_dataset(parsed.files, columns=columns, on_bad_row=parsed.on_bad_row)
+    if parsed.clean:
+        data = data.clean()
+    parts = {"data": data}
+    if parsed.split is not None:
+        parts["train"], parts["test"] = data.split(parsed.split, parsed.seed)
+        del parts["data"]
+    if parsed.out is not None:
+        Path(parsed.out).mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            path = Path(parsed.out) / f"{name}.jsonl"
+            part.to_jsonl(path)
+            print(f"wrote {path}: {len(part)} rows", file=sys.stderr)
+    tokenizer = None
+    if parsed.model is not None:
+        with pipeline(parsed.model) as pipe:
+            tokenizer = pipe.tokenizer
+    report = data.report(tokenizer, max_length=parsed.max_length)
+    print(json.dumps(report.to_dict()) if parsed.report == "json" else str(report).rstrip())
+
+
 def _convert(parsed: argparse.Namespace) -> None:
     convert(
         parsed.model,
@@ -225,5 +289,6 @@ def _convert(parsed: argparse.Namespace) -> None:
         format=parsed.to,
         dtype=parsed.dtype,
         adapter=parsed.adapter,
+        progress=sys.stderr.isatty(),
     )
     print(f"wrote {parsed.output}", file=sys.stderr)

@@ -11,6 +11,7 @@ __all__ = [
     "CancelledError",
     "ClosedError",
     "ContextOverflowError",
+    "DataFormatError",
     "DeadlineError",
     "DeviceError",
     "DollyError",
@@ -59,6 +60,42 @@ class ModelNotFoundError(DollyError, FileNotFoundError):
 
 class ModelFormatError(DollyError, ValueError):
     """A model file that is malformed; the message names file, field or tensor."""
+
+
+class DataFormatError(ModelFormatError):
+    """A row of a data set that cannot be used.
+
+    Attributes
+    ----------
+    file : str
+        The file, or the name of a set that came from none.
+    line : int
+        The line the row starts at, counted from 1; in a Parquet file the row itself.
+    field : str or None
+        The column or key, where the fault lies in one.
+    reason : str
+        What is wrong.
+    """
+
+    file: str
+    line: int
+    field: str | None
+    reason: str
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str = "",
+        line: int = 0,
+        field: str | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.file = file
+        self.line = line
+        self.field = field
+        self.reason = reason
 
 
 class DollyIOError(DollyError, OSError):

@@ -6,7 +6,8 @@ import os
 from typing import Literal, NamedTuple
 
 from . import _native
-from .pipelines import BUNDLED
+from .pipelines import BUNDLED, Progress
+from .progress import reporter
 
 __all__ = ["TensorInfo", "convert", "tensors"]
 
@@ -39,8 +40,11 @@ def convert(
     format: Literal["gguf", "safetensors"] | None = None,
     dtype: str = "auto",
     adapter: str | os.PathLike[str] | None = None,
+    progress: bool | Progress | None = None,
 ) -> None:
     """Write a model in another file format, or with weights of another type.
+
+    Each file appears whole or not at all. Ctrl-C stops it and leaves no part of a file.
 
     Parameters
     ----------
@@ -54,6 +58,8 @@ def convert(
         Type of the matrices; ``"auto"`` keeps the stored one as near as the format comes.
     adapter : path, optional
         A low-rank adapter, as PEFT writes it, to merge into the weights that are written.
+    progress : bool or callable, optional
+        As of `pipeline`: a callable gets ``(written, total, tensor)`` after every tensor.
 
     Examples
     --------
@@ -66,4 +72,6 @@ def convert(
     path = os.fspath(destination)
     chosen = format or ("gguf" if path.endswith(".gguf") else "safetensors")
     merged = None if adapter is None else os.fspath(adapter)
-    _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED), merged)
+    with reporter(progress, f"Writing {path}") as reports:
+        report = reports.tensor
+        _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED), merged, report)

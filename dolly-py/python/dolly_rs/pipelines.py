@@ -78,7 +78,8 @@ def pipeline(
         A directory with a low-rank adapter, as PEFT writes it, that is merged into the weights
         while they are loaded, whatever the dtype.
     progress : bool or callable, optional
-        True shows a tqdm bar where tqdm is installed. A callable gets
+        True shows downloads and loading on standard error: as bars where tqdm is installed, else
+        downloads as a line of the terminal. A callable gets
         ``(loaded, total, tensor)`` after every tensor, on another thread; what it raises stops
         the load.
 
@@ -131,8 +132,8 @@ class Pipeline:
 
     def __init__(self, settings: Settings, *, progress: bool | Progress | None = None) -> None:
         self._settings = settings
-        with reporter(progress, settings.model) as report:
-            self._native = _native.load(settings, str(BUNDLED), report)
+        with reporter(progress, f"Loading {settings.model}") as reports:
+            self._native = _native.load(settings, str(BUNDLED), *reports)
         self._tokenizer = Tokenizer(self._native.tokenizer)
 
     # A text is a sequence of texts to the type checker: it takes the first overload that fits.

@@ -1,4 +1,4 @@
-//! `config.json` and GGUF metadata to a checked [`Config`].
+//! `config.json` to a checked [`Config`].
 
 use std::path::Path;
 
@@ -12,27 +12,9 @@ use crate::weights::WeightFormat;
 /// Longest `config.json` that is read; those of the family have under 2 KiB.
 const MAX_BYTES: u64 = 1 << 20;
 /// Default base of the rotary frequencies (`rotary_emb_base` in transformers).
-const ROTARY_BASE: f64 = 10_000.0;
+pub(super) const ROTARY_BASE: f64 = 10_000.0;
 /// Default rotated part of each head (`rotary_pct` in transformers).
 const ROTARY_PCT: f64 = 0.25;
-
-/// Metadata of a GGUF file, by key: what [`Config::from_gguf`] needs of a reader.
-///
-/// Getters give `None` both for a missing key and for one of another type.
-pub trait MetadataView {
-    /// An integer of any width that fits.
-    fn get_u32(&self, key: &str) -> Option<u32>;
-    /// A 32-bit float (or a 64-bit one, rounded).
-    fn get_f32(&self, key: &str) -> Option<f32>;
-    /// A boolean.
-    fn get_bool(&self, key: &str) -> Option<bool>;
-    /// A text.
-    fn get_str(&self, key: &str) -> Option<&str>;
-    /// Number of elements of an array.
-    fn array_len(&self, key: &str) -> Option<usize>;
-    /// Whether the file holds a tensor of this name.
-    fn has_tensor(&self, name: &str) -> bool;
-}
 
 /// The keys of one JSON object, with errors that name file and key.
 struct Fields<'a> {
@@ -102,7 +84,7 @@ impl Fields<'_> {
 }
 
 /// A value as it stands in the file, cut to a length fit for a message.
-fn shorten(value: &Value) -> String {
+pub(super) fn shorten(value: &Value) -> String {
     let text = match value {
         Value::Array(values) => return format!("an array of {}", values.len()),
         Value::Object(values) => return format!("an object of {} keys", values.len()),
@@ -169,61 +151,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads and checks the metadata of a GGUF file of architecture `gptneox`.
-    ///
-    /// Keys are those of the GGUF specification (`gptneox.*`). Errors as
-    /// [`from_json`](Self::from_json), naming the metadata key.
-    pub fn from_gguf(file: &Path, view: &dyn MetadataView) -> Result<Self> {
-        let error = |key: &str, reason: String| Error::config(file, key, reason);
-        let architecture = view.get_str("general.architecture").unwrap_or("missing");
-        if architecture != "gptneox" {
-            let found = shorten(&architecture.into());
-            return Err(error("general.architecture", format!("is {found}; expected \"gptneox\"")));
-        }
-        let size = |key: &str, max: u32| match view.get_u32(key) {
-            None => Err(error(key, "missing".into())),
-            Some(n) if n == 0 || n > max => {
-                Err(error(key, format!("is {n}; expected an integer from 1 to {max}")))
-            }
-            Some(n) => Ok(n as usize),
-        };
-        let (hidden_size, heads) = (
-            size("gptneox.embedding_length", 65_536)?,
-            size("gptneox.attention.head_count", 65_536)?,
-        );
-        let tokens = "tokenizer.ggml.tokens";
-        let vocab_size = match view.get_u32("gptneox.vocab_size") {
-            Some(rows) => rows as usize,
-            None => view.array_len(tokens).ok_or_else(|| error(tokens, "missing".into()))?,
-        };
-        let quarter = hidden_size.checked_div(heads).unwrap_or(0) / 4;
-        let config = Self {
-            vocab_size,
-            hidden_size,
-            num_hidden_layers: size("gptneox.block_count", 512)?,
-            num_attention_heads: heads,
-            intermediate_size: size("gptneox.feed_forward_length", 1 << 20)?,
-            hidden_act: Activation::Gelu,
-            layer_norm_eps: view.get_f32("gptneox.attention.layer_norm_epsilon").unwrap_or(1e-5),
-            rotary_dims: view
-                .get_u32("gptneox.rope.dimension_count")
-                .map_or(quarter, |n| n as usize),
-            rotary_base: view.get_f32("gptneox.rope.freq_base").unwrap_or(ROTARY_BASE as f32),
-            rotary_scale: gguf_scale(file, view)?,
-            max_position_embeddings: size("gptneox.context_length", 1 << 24)?,
-            use_parallel_residual: view.get_bool("gptneox.use_parallel_residual").unwrap_or(true),
-            attention_bias: view.has_tensor("blk.0.attn_qkv.bias"),
-            tie_word_embeddings: !view.has_tensor("output.weight"),
-            bos_token_id: view.get_u32("tokenizer.ggml.bos_token_id"),
-            eos_token_ids: view.get_u32("tokenizer.ggml.eos_token_id").into_iter().collect(),
-            stored_format: gguf_format(view.get_u32("general.file_type")),
-        };
-        config.check(file)?;
-        Ok(config)
-    }
-
     /// Checks the ranges and relations that hold for every source.
-    fn check(&self, file: &Path) -> Result<()> {
+    pub(super) fn check(&self, file: &Path) -> Result<()> {
         let error = |field: &str, reason: String| Err(Error::config(file, field, reason));
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
         if self.vocab_size == 0 || self.vocab_size > 1 << 22 {
@@ -355,30 +284,5 @@ fn stored_format(fields: &Fields<'_>) -> Result<WeightFormat> {
             let reason = format!("is {found}; known are float32, float16, bfloat16, float64");
             Err(fields.error(key, reason))
         }
-    }
-}
-
-fn gguf_scale(file: &Path, view: &dyn MetadataView) -> Result<f32> {
-    let key = "gptneox.rope.scaling.type";
-    match view.get_str(key) {
-        None | Some("none") => Ok(1.0),
-        Some("linear") => Ok(view.get_f32("gptneox.rope.scaling.factor").unwrap_or(1.0)),
-        Some(other) => {
-            let found = shorten(&other.into());
-            let reason = format!("is {found}; supported are \"none\" and \"linear\"");
-            Err(Error::config(file, key, reason))
-        }
-    }
-}
-
-/// `general.file_type` of the GGUF specification; formats without a twin in memory are held in the
-/// next finer one.
-fn gguf_format(file_type: Option<u32>) -> WeightFormat {
-    match file_type {
-        Some(0) => WeightFormat::F32,
-        Some(1) | None => WeightFormat::F16,
-        Some(2) => WeightFormat::Q4_0,
-        Some(32) => WeightFormat::Bf16,
-        Some(_) => WeightFormat::Q8_0,
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Activation, Config};
+use super::Config;
 use crate::json::shortest;
 use crate::weights::WeightFormat;
 
@@ -64,19 +64,6 @@ impl Config {
         match (head_dim as f64 * share) as usize == dims {
             true => share,
             false => (dims as f64 + 0.5) / head_dim as f64,
-        }
-    }
-}
-
-impl Activation {
-    /// The name of the formula in `config.json`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Gelu => "gelu",
-            Self::GeluTanh => "gelu_new",
-            Self::QuickGelu => "quick_gelu",
-            Self::Relu => "relu",
-            Self::Silu => "silu",
         }
     }
 }

@@ -77,6 +77,11 @@ impl<'a> Hub<'a> {
         Ok(Self { agent, endpoint, origin, id, token })
     }
 
+    /// The model's name.
+    pub fn id(&self) -> &str {
+        self.id
+    }
+
     pub fn api_url(&self, revision: &str) -> String {
         // A branch such as `refs/pr/1` is one component here.
         let revision = escape(revision).replace('/', "%2F");

@@ -12,6 +12,8 @@ use crate::weights::{Checkpoint, LowRank, ModelFiles, TensorInfo, canonical_name
 
 /// Files that hold an adapter's weights, in the order of preference.
 const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+/// Most layers of one adapter: no model has more linear layers, see the limits of [`Config`].
+const MAX_LAYERS: usize = 4096;
 
 /// An adapter in memory: for each layer A, B and their scale.
 ///
@@ -179,6 +181,12 @@ fn halves<'a>(checkpoint: &'a Checkpoint, file: &Path) -> Result<BTreeMap<String
         let (module, is_a) = match (strip(name, "A"), strip(name, "B")) {
             (Some(module), _) => (module, true),
             (_, Some(module)) => (module, false),
+            _ if !name.contains(".lora_") => {
+                let what = "a whole layer beside the adapter (save_embedding_layers=False of \
+                            PEFT's save_pretrained leaves it out)";
+                let file = file.display();
+                return Err(Error::Unsupported(format!("{file}: {:?}: {what}", info.name)));
+            }
             _ => return fail("is neither lora_A.weight nor lora_B.weight of a layer"),
         };
         let Some(name) = canonical_name(&format!("{module}.weight")) else {
@@ -189,6 +197,9 @@ fn halves<'a>(checkpoint: &'a Checkpoint, file: &Path) -> Result<BTreeMap<String
         let half = if is_a { &mut halves.a } else { &mut halves.b };
         if half.replace(info).is_some() {
             return fail("stands twice, under two names of its layer");
+        }
+        if modules.len() > MAX_LAYERS {
+            return Err(Error::format(file, format!("more than {MAX_LAYERS} layers")));
         }
     }
     Ok(modules)

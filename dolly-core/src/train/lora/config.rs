@@ -12,10 +12,12 @@ use crate::json::{parse_strict, read_bounded};
 const MAX_BYTES: u64 = 1 << 20;
 /// Highest rank; PEFT's users stay below 1024.
 const MAX_RANK: u64 = 1 << 16;
-/// Most targets and patterns; PEFT spells `all-linear` out, a name for each layer.
+/// Most targets; PEFT spells `all-linear` out, a name for each layer.
 const MAX_NAMES: usize = 8192;
-/// Bytes that a compiled pattern may take.
-const PATTERN_BYTES: usize = 1 << 20;
+/// Most patterns of ranks, and of alphas.
+const MAX_PATTERNS: usize = 512;
+/// Bytes that a compiled pattern may take; with [`MAX_PATTERNS`] it bounds what a file can cost.
+const PATTERN_BYTES: usize = 1 << 16;
 
 /// Fields that say nothing about the weights, or are read elsewhere in this file.
 const NO_EFFECT: [&str; 21] = [
@@ -207,9 +209,9 @@ impl Fields<'_> {
     ) -> Result<Vec<(Regex, f64)>> {
         let map = match self.get(field) {
             None => return Ok(Vec::new()),
-            Some(Value::Object(map)) if map.len() <= MAX_NAMES => map,
+            Some(Value::Object(map)) if map.len() <= MAX_PATTERNS => map,
             Some(_) => {
-                let reason = format!("expected an object of at most {MAX_NAMES} patterns");
+                let reason = format!("expected an object of at most {MAX_PATTERNS} patterns");
                 return Err(self.error(field, reason));
             }
         };
@@ -220,7 +222,8 @@ impl Fields<'_> {
     }
 
     fn compile(&self, field: &str, pattern: &str) -> Result<Regex> {
-        let compiled = RegexBuilder::new(pattern).size_limit(PATTERN_BYTES).build();
+        let mut builder = RegexBuilder::new(pattern);
+        let compiled = builder.size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES).build();
         compiled.map_err(|error| {
             let shown: String = pattern.chars().take(200).collect();
             self.error(field, format!("pattern {shown:?}: {error}"))

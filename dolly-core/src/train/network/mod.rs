@@ -186,11 +186,6 @@ impl Network {
         &mut self.parameters
     }
 
-    /// The threads, for work on the parameters between batches.
-    pub(crate) fn parameters_and_pool(&mut self) -> (&mut [Parameter], &Pool) {
-        (&mut self.parameters, &self.executor.pool)
-    }
-
     /// Clears all gradients.
     pub(crate) fn zero_gradients(&mut self) {
         self.parameters.iter_mut().for_each(|p| p.gradient.fill(0.0));

@@ -159,7 +159,7 @@ fn gradients_are_the_slopes_of_the_loss_under_dropout() {
             let options = NetworkOptions { dropout: 0.2, lora, ..options(case, 2, again) };
             let mut network = network(case, &options);
             let scale = 1.0 / golden.labels() as f32;
-            let mut loss = |network: &mut Network| {
+            let loss = |network: &mut Network| {
                 network.accumulate(&golden.batch(), scale, 77).unwrap().nats * f64::from(scale)
             };
             loss(&mut network);

@@ -18,9 +18,9 @@ pub(super) fn card(record: &Record, adapter_of: Option<&str>) -> String {
     text
 }
 
-/// A text as a YAML scalar: JSON's strings are YAML's.
+/// A text as a string of JSON, YAML and Python alike, without what HTML would read.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    serde_json::Value::from(text).to_string().replace('<', "\\u003c")
 }
 
 /// A text as the content of a table's cell or a line of a list.

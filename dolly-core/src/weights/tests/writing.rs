@@ -1,13 +1,16 @@
 //! The writers and quantisers against gguf, the safetensors crate, and the readers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::CancelToken;
 use crate::model::{Activation, Config};
 use crate::weights::dequantize::dequantize;
 use crate::weights::quantize::encode;
+use crate::weights::write_safetensors::write_tensors;
 
 /// The configuration of the golden model.
 fn config() -> Config {
@@ -264,4 +267,40 @@ fn export_for_llama_cpp() {
         let path = folder.join(format!("{format}.gguf"));
         write_gguf(&path, &source, &config(), &tokenizer(40), format).unwrap();
     }
+}
+
+/// Rows that cancel when the second piece of them is read.
+struct Cancelling(CancelToken, AtomicUsize);
+
+impl RowSource for Cancelling {
+    fn name(&self) -> &str {
+        "wide"
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        (64, 1 << 16)
+    }
+
+    fn read_rows(&self, _first: usize, out: &mut [f32]) -> Result<()> {
+        if self.1.fetch_add(1, Ordering::Relaxed) == 1 {
+            self.0.cancel();
+        }
+        out.fill(0.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_cancel_is_heard_within_a_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let cancel = CancelToken::new();
+    let source = Cancelling(cancel.clone(), AtomicUsize::new(0));
+    let tensor = TensorToWrite { name: "wide", shape: &[64, 1 << 16], source: &source };
+    let mut told = 0;
+    let mut watch = Watch { cancel: &cancel, on_progress: &mut |_| told += 1 };
+    let path = dir.path().join("m.safetensors");
+    let written = write_tensors(&path, &[tensor], WeightFormat::F16, &mut watch);
+    assert!(matches!(written, Err(crate::Error::Cancelled)), "{written:?}");
+    assert_eq!((source.1.into_inner(), told), (2, 0));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
