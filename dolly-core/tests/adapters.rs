@@ -256,8 +256,11 @@ fn malformed_settings_are_errors_that_name_the_field() {
     }
 }
 
+/// A tensor's name and shape.
+type Named<'a> = (&'a str, &'a [usize]);
+
 /// A safetensors file of f32 zeros.
-fn zeros(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+fn zeros(tensors: &[Named<'_>]) -> Vec<u8> {
     let (mut header, mut at) = (serde_json::Map::new(), 0);
     for (name, shape) in tensors {
         let end = at + 4 * shape.iter().product::<usize>();
@@ -279,7 +282,7 @@ fn weights_that_lie_are_errors_that_name_the_tensor() {
     let (a, b) = (format!("{DENSE}.lora_A.weight"), format!("{DENSE}.lora_B.weight"));
     let twin = "base_model.model.layers.0.attention.dense.lora_A.weight";
     let embedding = format!("{DENSE}.lora_embedding_A");
-    let cases: Vec<(Vec<(&str, &[usize])>, &str)> = vec![
+    let cases: Vec<(Vec<Named<'_>>, &str)> = vec![
         (vec![(&a, &[8, 32])], "lora_B.weight"),
         (vec![(&b, &[32, 8])], "lora_A.weight"),
         (vec![(&a, &[4, 32]), (&b, &[32, 4])], "rank 8"),

@@ -111,7 +111,7 @@ enum Column {
     /// Every row has this cell.
     Same(Cell),
     Text {
-        reader: ColumnReaderImpl<ByteArrayType>,
+        reader: Box<ColumnReaderImpl<ByteArrayType>>,
         batch: std::vec::IntoIter<Option<ByteArray>>,
     },
 }
@@ -141,7 +141,7 @@ fn open(
         .map_err(|reason| Error::format(path, format!("column {column:?}: {reason}")))?;
     match rows.get_column_reader(leaf).map_err(refused(path))? {
         ColumnReader::ByteArrayColumnReader(reader) => {
-            Ok(Column::Text { reader, batch: Vec::new().into_iter() })
+            Ok(Column::Text { reader: Box::new(reader), batch: Vec::new().into_iter() })
         }
         _ => Err(Error::format(path, format!("column {column:?} is no column of texts"))),
     }

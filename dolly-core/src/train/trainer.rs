@@ -27,11 +27,15 @@ use crate::weights::{Checkpoint, ModelFiles, TensorToWrite, Values, WeightFormat
 #[cfg(test)]
 mod tests;
 
-/// Where the first weights come from.
-enum Base {
-    Model { name: String, files: ModelFiles, checkpoint: Checkpoint },
-    Nothing,
+/// A model to start from.
+struct Base {
+    name: String,
+    files: ModelFiles,
+    checkpoint: Checkpoint,
 }
+
+/// What the caller hears of each step.
+type OnStep<'a> = dyn FnMut(&StepReport) -> ControlFlow<()> + 'a;
 
 /// Trains a model on data and writes the result.
 ///
@@ -61,11 +65,12 @@ enum Base {
 /// ```
 #[must_use]
 pub struct Trainer<'a> {
-    base: Base,
+    /// `None` for a model from nothing.
+    base: Option<Base>,
     config: Config,
     tokenizer: TokenizerFile,
     options: TrainingOptions,
-    on_step: Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>,
+    on_step: Box<OnStep<'a>>,
 }
 
 impl<'a> Trainer<'a> {
@@ -92,7 +97,7 @@ impl<'a> Trainer<'a> {
         if options.lora.is_none() {
             tokenizer = tokenizer.with_dolly_tokens(origin)?;
         }
-        let base = Base::Model { name: id_or_path.to_owned(), files, checkpoint };
+        let base = Some(Base { name: id_or_path.to_owned(), files, checkpoint });
         let on_step = Box::new(|_: &StepReport| ControlFlow::Continue(()));
         Ok(Self { base, config, tokenizer, options, on_step })
     }
@@ -114,7 +119,7 @@ impl<'a> Trainer<'a> {
         let origin = Path::new("tokenizer.json");
         let tokenizer = TokenizerFile::new(tokenizer_json, origin)?.with_dolly_tokens(origin)?;
         let on_step = Box::new(|_: &StepReport| ControlFlow::Continue(()));
-        Ok(Self { base: Base::Nothing, config, tokenizer, options, on_step })
+        Ok(Self { base: None, config, tokenizer, options, on_step })
     }
 
     /// Called after every step; [`ControlFlow::Break`] ends the run there, with a checkpoint and a
@@ -219,10 +224,8 @@ impl<'a> Trainer<'a> {
         let options = network_options(&self.options, self.options.lora.clone());
         let seed = self.options.seed;
         let network = match &self.base {
-            Base::Model { checkpoint, .. } => {
-                Network::load(checkpoint, config, rows, &options, seed)?
-            }
-            Base::Nothing => Network::initialised(config, &options, seed)?,
+            Some(base) => Network::load(&base.checkpoint, config, rows, &options, seed)?,
+            None => Network::initialised(config, &options, seed)?,
         };
         let trained = network.parameters().iter().filter(|p| p.trainable);
         let trained = trained.map(|p| p.values.len() as u64).sum();
@@ -246,7 +249,7 @@ impl<'a> Trainer<'a> {
         let name = output_dir.file_name().map(|name| name.to_string_lossy().into_owned());
         let kind = if self.options.lora.is_some() { Kind::Adapter } else { Kind::Model };
         let mut manifest = Manifest::new(name.unwrap_or_else(|| "model".to_owned()), kind);
-        if let Base::Model { name, files, .. } = &self.base {
+        if let Some(Base { name, files, .. }) = &self.base {
             manifest.add_base(name, files)?;
         }
         manifest.set_tokenizer("tokenizer", &self.tokenizer.json);
@@ -266,11 +269,11 @@ impl<'a> Trainer<'a> {
     fn base_digest(&self, manifest: &Manifest) -> String {
         let mut hash = Sha256::new();
         match &self.base {
-            Base::Model { .. } => {
+            Some(_) => {
                 let files = manifest.record.parents.iter().flat_map(|parent| &parent.part.files);
                 files.for_each(|file| hash.update(&file.sha256));
             }
-            Base::Nothing => hash.update(json!(self.config.to_json()).to_string()),
+            None => hash.update(json!(self.config.to_json()).to_string()),
         }
         hash.update(Sha256::digest(&self.tokenizer.json));
         hex(&hash.finalize())
@@ -289,7 +292,7 @@ impl<'a> Trainer<'a> {
             .map(|(p, source)| TensorToWrite { name: &p.name, shape: &p.shape, source })
             .collect();
         match (&self.options.lora, &self.base) {
-            (Some(lora), Base::Model { name, .. }) => {
+            (Some(lora), Some(Base { name, .. })) => {
                 let tokenizer = Some(&*self.tokenizer.json);
                 let (config, tensors) = (lora, &*tensors);
                 let adapter = AdapterToWrite { config, base: name, tensors, tokenizer, manifest };

@@ -19,7 +19,7 @@ const BINARY: &[u8] = include_bytes!("../../../../tests/golden/dataset/binary.pa
 fn expected(n: usize) -> Record {
     let instruction = format!("Instruction {n}: é\u{2028}\n\"");
     let mut record = Record::new(instruction, format!("Response {n}"));
-    if n % 3 == 0 {
+    if n.is_multiple_of(3) {
         record.context = "the same passage ".repeat(20);
     }
     record.category = [Some("open_qa"), Some("brainstorming"), None][n % 3].map(str::to_owned);

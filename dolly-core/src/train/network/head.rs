@@ -52,7 +52,7 @@ impl Pass<'_> {
     fn some_rows(
         &mut self,
         wiring: &Wiring,
-        rows: &mut Vec<f32>,
+        rows: &mut [f32],
         labels: &[(usize, u32)],
         scale: Option<f32>,
         nats: &mut [f32],

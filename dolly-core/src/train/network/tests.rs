@@ -245,38 +245,3 @@ fn impossible_batches_are_refused() {
     let error = Network::initialised(network.config().clone(), &options, 1).err().unwrap();
     assert!(error.to_string().contains("mlp.nothing"), "{error}");
 }
-
-#[test]
-#[ignore = "temporary timing"]
-fn speed() {
-    let hidden: usize = std::env::var("H").unwrap().parse().unwrap();
-    let layers: usize = std::env::var("L").unwrap().parse().unwrap();
-    let heads: usize = std::env::var("A").unwrap().parse().unwrap();
-    let again = std::env::var("CKPT").is_ok();
-    let lora = std::env::var("LORA").is_ok().then(LoraConfig::default);
-    let mut config = Config::from_json(&golden().join("parity/standard/config.json")).unwrap();
-    config.hidden_size = hidden;
-    config.num_hidden_layers = layers;
-    config.num_attention_heads = heads;
-    config.intermediate_size = 4 * hidden;
-    config.vocab_size = 50280;
-    config.max_position_embeddings = 2048;
-    config.rotary_dims = 16;
-    let options = NetworkOptions { threads: 2, gradient_checkpointing: again, dropout: 0.0, lora };
-    let mut network = Network::initialised(config, &options, 1).unwrap();
-    let ids: Vec<Vec<u32>> =
-        (0..4).map(|s| (0..256).map(|i| (i * 37 + s * 1001) % 50000).collect()).collect();
-    let batch: Vec<Sequence<'_>> = ids.iter().map(|ids| Sequence { ids, first_label: 1 }).collect();
-    for _ in 0..5 {
-        let start = std::time::Instant::now();
-        let sum = network.accumulate(&batch, 1.0 / 1020.0, 0).unwrap();
-        let s = start.elapsed().as_secs_f64();
-        eprintln!(
-            "{:.3} s, {:.0} tokens/s, loss {:.4}, {} MB",
-            s,
-            1024.0 / s,
-            sum.nats / 1020.0,
-            network.memory_bytes() >> 20
-        );
-    }
-}

@@ -357,29 +357,16 @@ fn early_stopping_gives_the_best_checkpoint() {
     assert_eq!((again.weights, rerun.stopped), (outcome(&model, &run).weights, run.stopped));
 }
 
-/// What is learned is the contrary of what is evaluated: the first evaluation is the best.
 #[test]
-fn old_checkpoints_go_the_best_and_the_newest_stay() {
+fn the_best_is_the_lowest_evaluation_and_has_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    let mut contrary = examples(5, 2);
-    contrary.list.iter_mut().for_each(|example| example.ids.reverse());
     let options = TrainingOptions { eval_steps: 1, save_steps: 1, ..options(9) };
-    let run = run(Job {
-        model: &mut Tiny::new(),
-        options: &options,
-        train: &examples(13, 1),
-        eval: &contrary,
-        output_dir: dir.path(),
-        base: "tiny".to_owned(),
-        on_step: &mut go_on,
-    });
-    let run = run.unwrap();
-    let best = run.best.unwrap();
-    let losses = run.history.iter().filter_map(|row| row.eval_loss);
-    assert_eq!(losses.fold(f64::MAX, f64::min), best.eval_loss);
-    assert!(best.step < 8, "{best:?}");
-    assert_eq!(checkpoint::list(dir.path()).unwrap(), [9, best.step]);
-    assert_eq!(run.best_checkpoint, Some(checkpoint::path(dir.path(), best.step)));
+    let run = train(&mut Tiny::new(), &options, dir.path(), &mut go_on).unwrap();
+    let losses = run.history.iter().map(|row| (row.eval_loss.unwrap(), row.step));
+    let (eval_loss, step) = losses.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    assert_eq!(run.best, Some(BestLoss { step, eval_loss }));
+    assert_eq!(run.best_checkpoint, Some(checkpoint::path(dir.path(), step)));
+    assert!(checkpoint::list(dir.path()).unwrap().contains(&step));
 }
 
 #[test]
