@@ -44,17 +44,16 @@ fn tensors(py: Python<'_>, model: String, bundled_dir: PathBuf) -> Outcome<Vec<T
     Ok(interruptible(py, &CancelToken::new(), list)??)
 }
 
-/// Writes a model in another format.
+/// Writes a model in another format; `form` is the file's format and the weights' type.
 ///
 /// `progress(written, total, tensor)` is called after every tensor, on another thread.
 #[pyfunction]
-#[pyo3(signature = (model, destination, format, dtype, bundled_dir, adapter, progress))]
+#[pyo3(signature = (model, destination, form, bundled_dir, adapter, progress))]
 fn convert(
     py: Python<'_>,
     model: String,
     destination: PathBuf,
-    format: &str,
-    dtype: &str,
+    form: (String, String),
     bundled_dir: PathBuf,
     adapter: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
@@ -67,7 +66,7 @@ fn convert(
         }
     };
     let options = source_options(bundled_dir);
-    let (to, dtype): (FileFormat, WeightFormat) = (format.parse()?, dtype.parse()?);
+    let (to, dtype): (FileFormat, WeightFormat) = (form.0.parse()?, form.1.parse()?);
     let write = || {
         let files = source::resolve_with(&model, &options, &mut |_| match token.is_cancelled() {
             true => ControlFlow::Break(()),

@@ -261,7 +261,7 @@ fn tell(on_step: &Reporter, report: &StepReport) -> ControlFlow<()> {
 
 /// Trains on instructions.
 #[pyfunction]
-#[pyo3(signature = (model, data, output_dir, options, bundled_dir, on_step, download))]
+#[pyo3(signature = (model, data, output_dir, options, bundled_dir, callables))]
 fn train(
     py: Python<'_>,
     model: String,
@@ -269,16 +269,15 @@ fn train(
     output_dir: PathBuf,
     options: &Bound<'_, PyAny>,
     bundled_dir: PathBuf,
-    on_step: Option<Py<PyAny>>,
-    download: Option<Py<PyAny>>,
+    callables: Callables,
 ) -> Outcome<RunDict> {
-    let call = Call::new(model, options, bundled_dir, (on_step, download))?;
+    let call = Call::new(model, options, bundled_dir, callables)?;
     call.run(py, |trainer| trainer.train(&data.0, &output_dir))
 }
 
 /// Trains on plain text: `text` has the attributes of `dolly_rs.training._Text`.
 #[pyfunction]
-#[pyo3(signature = (model, text, output_dir, options, bundled_dir, on_step, download))]
+#[pyo3(signature = (model, text, output_dir, options, bundled_dir, callables))]
 fn train_text(
     py: Python<'_>,
     model: String,
@@ -286,10 +285,9 @@ fn train_text(
     output_dir: PathBuf,
     options: &Bound<'_, PyAny>,
     bundled_dir: PathBuf,
-    on_step: Option<Py<PyAny>>,
-    download: Option<Py<PyAny>>,
+    callables: Callables,
 ) -> Outcome<RunDict> {
-    let call = Call::new(model, options, bundled_dir, (on_step, download))?;
+    let call = Call::new(model, options, bundled_dir, callables)?;
     let fields = Fields(text);
     let (files, column): (Option<Vec<PathBuf>>, String) =
         (fields.get("files")?, fields.get("column")?);

@@ -38,6 +38,10 @@ _GenerationParts: TypeAlias = tuple[
     str, list[int], str, tuple[int, int], _Timings, list[_Logprob] | None, int
 ]
 
+_Callables: TypeAlias = tuple[
+    Callable[[HistoryRow, int, float, Evaluation | None], object] | None,
+    Callable[[int, int | None, str], object] | None,
+]
 _Row: TypeAlias = tuple[str, str, str, str | None]
 
 __version__: str
@@ -133,8 +137,7 @@ def tensors(model: str, bundled_dir: str) -> list[tuple[str, list[int], str, int
 def convert(
     model: str,
     destination: str,
-    format: str,
-    dtype: str,
+    form: tuple[str, str],
     bundled_dir: str,
     adapter: str | None,
     progress: Callable[[int, int, str], object] | None,
@@ -150,8 +153,7 @@ def train(
     output_dir: str,
     options: _Options,
     bundled_dir: str,
-    on_step: Callable[[HistoryRow, int, float, Evaluation | None], object] | None,
-    download: Callable[[int, int | None, str], object] | None,
+    callables: _Callables,
 ) -> dict[str, Any]: ...
 def train_text(
     model: str,
@@ -159,7 +161,6 @@ def train_text(
     output_dir: str,
     options: _Options,
     bundled_dir: str,
-    on_step: Callable[[HistoryRow, int, float, Evaluation | None], object] | None,
-    download: Callable[[int, int | None, str], object] | None,
+    callables: _Callables,
 ) -> dict[str, Any]: ...
 def evaluate(model: str, data: Dataset, options: _Options, bundled_dir: str) -> Evaluation: ...

@@ -74,4 +74,4 @@ def convert(
     merged = None if adapter is None else os.fspath(adapter)
     with reporter(progress, f"Writing {path}") as reports:
         report = reports.tensor
-        _native.convert(os.fspath(source), path, chosen, dtype, str(BUNDLED), merged, report)
+        _native.convert(os.fspath(source), path, (chosen, dtype), str(BUNDLED), merged, report)

@@ -239,7 +239,7 @@ def train(
         step_reporter(progress, on_step) as step,
     ):
         run = _native.train(
-            os.fspath(model), rows, directory, options, str(BUNDLED), step, files.download
+            os.fspath(model), rows, directory, options, str(BUNDLED), (step, files.download)
         )
     return TrainingRun(**run)
 
@@ -300,7 +300,7 @@ def train_text(
         step_reporter(progress, on_step) as step,
     ):
         run = _native.train_text(
-            paths[0], text, paths[1], _Options(**options), str(BUNDLED), step, shown.download
+            paths[0], text, paths[1], _Options(**options), str(BUNDLED), (step, shown.download)
         )
     return TrainingRun(**run)
 
