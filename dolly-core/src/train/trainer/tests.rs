@@ -243,8 +243,7 @@ fn what_cannot_be_trained_is_refused() {
     assert!(train(short).unwrap_err().to_string().contains("10 were too long"));
     let lora = TrainingOptions { lora: Some(LoraConfig::default()), ..options(1) };
     assert!(Trainer::from_config(config(), tokenizer(), lora).is_err());
-    assert!(matches!(
-        Trainer::new("no/such-model-here", options(1)).map(|_| ()),
-        Err(Error::ModelNotFound { .. })
-    ));
+    let source = SourceOptions { offline: true, ..SourceOptions::from_env() };
+    let missing = Trainer::with_source("no/such-model-here", options(1), &source).map(|_| ());
+    assert!(matches!(missing, Err(Error::ModelNotFound { .. })));
 }
