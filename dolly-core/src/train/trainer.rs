@@ -11,7 +11,7 @@ use super::checkpoint::disk::hex;
 use super::evaluate::evaluate_examples;
 use super::examples::{Examples, Row};
 use super::model::{Network, Parameter};
-use super::network::NetworkOptions;
+use super::network::{NetworkOptions, Trained};
 use super::result::{AdapterToWrite, ModelToWrite, SHARD_BYTES, write_adapter_result, write_model};
 use super::run::{Job, threads};
 use super::special::TokenizerFile;
@@ -221,7 +221,8 @@ impl<'a> Trainer<'a> {
         let config = Config { vocab_size: rows, ..self.config.clone() };
         let trained = if self.options.lora.is_none() { config.parameters() } else { 0 };
         self.check_memory(config.parameters().saturating_mul(4), trained)?;
-        let options = network_options(&self.options, self.options.lora.clone());
+        let trained = self.options.lora.clone().map_or(Trained::All, Trained::Adapters);
+        let options = network_options(&self.options, trained);
         let seed = self.options.seed;
         let network = match &self.base {
             Some(base) => Network::load(&base.checkpoint, config, rows, &options, seed)?,
@@ -362,17 +363,17 @@ pub fn evaluate_with_source(
     let length = options.max_length.unwrap_or(longest).min(longest);
     let examples = Examples::from_rows(data.iter().map(row), &tokenizer, length)?;
     let rows = config.vocab_size;
-    let mut network = Network::load(&checkpoint, config, rows, &network_options(options, None), 0)?;
-    network.parameters_mut().iter_mut().for_each(|p| p.gradient = Vec::new());
+    let network = network_options(options, Trained::Nothing);
+    let mut network = Network::load(&checkpoint, config, rows, &network, 0)?;
     evaluate_examples(&mut network, &examples, options.batch_size, options.cancel.as_ref())
 }
 
-fn network_options(options: &TrainingOptions, lora: Option<super::LoraConfig>) -> NetworkOptions {
+fn network_options(options: &TrainingOptions, trained: Trained) -> NetworkOptions {
     NetworkOptions {
         threads: threads(options),
         gradient_checkpointing: options.gradient_checkpointing,
         dropout: options.dropout,
-        lora,
+        trained,
     }
 }
 

@@ -45,8 +45,19 @@ pub(crate) struct NetworkOptions {
     pub gradient_checkpointing: bool,
     /// Share of the elements dropped after the embedding and after both branches of each block.
     pub dropout: f32,
-    /// Train adapters of this kind and freeze the rest.
-    pub lora: Option<LoraConfig>,
+    /// What is trained; the rest holds no gradients.
+    pub trained: Trained,
+}
+
+/// Which parameters of a network are trained.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Trained {
+    /// Every one.
+    All,
+    /// Low-rank adapters beside frozen weights.
+    Adapters(LoraConfig),
+    /// None: the network is only rated.
+    Nothing,
 }
 
 /// Summed loss of predicted tokens.
@@ -140,10 +151,10 @@ impl Network {
     }
 
     fn zeros(config: Config, options: &NetworkOptions) -> Result<Self> {
-        if let Some(lora) = &options.lora {
+        if let Trained::Adapters(lora) = &options.trained {
             lora.validate()?;
         }
-        let (wiring, parameters) = wiring::build(&config, options.lora.as_ref())?;
+        let (wiring, parameters) = wiring::build(&config, &options.trained)?;
         let layers = config.num_hidden_layers;
         let mut streams = try_vec(layers + 1, "activations")?;
         streams.resize_with(layers + 1, Vec::new);

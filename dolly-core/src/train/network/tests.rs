@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use super::{Network, NetworkOptions, Sequence};
+use super::{Network, NetworkOptions, Sequence, Trained};
+use crate::kernels::pool::Pool;
 use crate::model::Config;
 use crate::train::LoraConfig;
+use crate::train::optimizer::{AdamSettings, AdamW, clip_scale, gradient_norm};
 use crate::weights::{Checkpoint, ModelFiles};
 
 const CASES: [&str; 10] = [
@@ -31,6 +33,7 @@ fn golden() -> PathBuf {
 #[derive(Deserialize)]
 struct Golden {
     loss: f64,
+    ten_losses: Vec<f64>,
     sequences: Vec<GoldenSequence>,
 }
 
@@ -70,7 +73,8 @@ fn lora(case: &str) -> Option<LoraConfig> {
 }
 
 fn options(case: &str, threads: usize, gradient_checkpointing: bool) -> NetworkOptions {
-    NetworkOptions { threads, gradient_checkpointing, dropout: 0.0, lora: lora(case) }
+    let trained = lora(case).map_or(Trained::All, Trained::Adapters);
+    NetworkOptions { threads, gradient_checkpointing, dropout: 0.0, trained }
 }
 
 fn network(case: &str, options: &NetworkOptions) -> Network {
@@ -129,6 +133,46 @@ fn loss_and_every_gradient_equal_pytorch() {
     }
 }
 
+/// Ten steps of AdamW (rate 1e-3, decay 0.01 of matrices, clipped to 1.0) on two batches of one
+/// sequence each: the losses before every step.
+#[test]
+fn ten_steps_give_pytorchs_losses() {
+    let settings = AdamSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    for case in CASES {
+        for (threads, again) in [(1, true), (2, false)] {
+            let golden = Golden::read(case);
+            let mut network = network(case, &options(case, threads, again));
+            let mut optimizer = AdamW::new(settings, network.parameters()).unwrap();
+            let (batch, pool) = (golden.batch(), Pool::new(threads).unwrap());
+            for (step, expected) in golden.ten_losses.iter().enumerate() {
+                let parts = [0, 1].map(|i| batch[(2 * step + i) % batch.len()]);
+                let labels: usize = parts.iter().map(Sequence::labels).sum();
+                network.zero_gradients();
+                let nats: f64 = parts
+                    .iter()
+                    .map(|part| network.accumulate(&[*part], 1.0 / labels as f32, 0).unwrap().nats)
+                    .sum();
+                let off = (nats / labels as f64 - expected).abs();
+                assert!(off <= 1e-4, "{case}, step {step}: off by {off}");
+                let norm = gradient_norm(network.parameters(), &pool).unwrap();
+                let clip = clip_scale(norm, 1.0);
+                optimizer.update(network.parameters_mut(), &pool, 1e-3, clip).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_network_that_is_only_rated_holds_no_gradients() {
+    let frozen = NetworkOptions { trained: Trained::Nothing, ..options("standard", 1, false) };
+    let golden = Golden::read("standard");
+    let mut network = network("standard", &frozen);
+    assert!(network.parameters().iter().all(|p| p.gradient.is_empty() && !p.trainable));
+    let sums = network.losses(&golden.batch()).unwrap();
+    let nats: f64 = sums.iter().map(|s| s.nats).sum();
+    assert!((nats / golden.labels() as f64 - golden.loss).abs() < 1e-5);
+}
+
 #[test]
 fn checkpointing_accumulation_and_threads_change_no_bit() {
     for case in ["standard", "sequential", "lora"] {
@@ -156,7 +200,8 @@ fn gradients_are_the_slopes_of_the_loss_under_dropout() {
         for again in [false, true] {
             let golden = Golden::read(case);
             let lora = lora(case).map(|lora| LoraConfig { dropout: 0.3, ..lora });
-            let options = NetworkOptions { dropout: 0.2, lora, ..options(case, 2, again) };
+            let trained = lora.map_or(Trained::All, Trained::Adapters);
+            let options = NetworkOptions { dropout: 0.2, trained, ..options(case, 2, again) };
             let mut network = network(case, &options);
             let scale = 1.0 / golden.labels() as f32;
             let loss = |network: &mut Network| {
@@ -240,8 +285,8 @@ fn impossible_batches_are_refused() {
     }
     assert!(network.losses(&[]).is_err());
     let targets = vec!["dense".to_owned(), "mlp.nothing".to_owned()];
-    let lora = Some(LoraConfig { targets, ..LoraConfig::default() });
-    let options = NetworkOptions { lora, ..options("standard", 1, false) };
+    let trained = Trained::Adapters(LoraConfig { targets, ..LoraConfig::default() });
+    let options = NetworkOptions { trained, ..options("standard", 1, false) };
     let error = Network::initialised(network.config().clone(), &options, 1).err().unwrap();
     assert!(error.to_string().contains("mlp.nothing"), "{error}");
 }

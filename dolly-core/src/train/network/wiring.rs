@@ -1,5 +1,6 @@
 //! Which parameters make up which part of the network.
 
+use super::Trained;
 use super::parameters::{Builder, Normals, Parameter};
 use crate::error::{Error, Result};
 use crate::model::Config;
@@ -57,12 +58,14 @@ pub(super) struct Wiring {
 }
 
 /// Makes the parameters of a network, all zeros, in the order of `Config::tensors`, adapters last.
-pub(super) fn build(
-    config: &Config,
-    lora: Option<&LoraConfig>,
-) -> Result<(Wiring, Vec<Parameter>)> {
+pub(super) fn build(config: &Config, trained: &Trained) -> Result<(Wiring, Vec<Parameter>)> {
     let specs = config.tensors()?;
-    let mut maker = Maker { builder: Builder::new(specs.len())?, lora, adapted: Vec::new() };
+    let lora = match trained {
+        Trained::Adapters(lora) => Some(lora),
+        Trained::All | Trained::Nothing => None,
+    };
+    let builder = Builder::new(specs.len())?;
+    let mut maker = Maker { builder, lora, all: *trained == Trained::All, adapted: Vec::new() };
     let (hidden, inner, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let embedding = maker.tensor("gpt_neox.embed_in.weight".into(), &[vocab, hidden])?;
     let mut layers = Vec::new();
@@ -94,13 +97,15 @@ pub(super) fn build(
 struct Maker<'a> {
     builder: Builder,
     lora: Option<&'a LoraConfig>,
+    /// Whether the weights themselves are trained.
+    all: bool,
     /// Names of the linear layers, those with an adapter marked.
     adapted: Vec<(String, bool)>,
 }
 
 impl Maker<'_> {
     fn tensor(&mut self, name: String, shape: &[usize]) -> Result<usize> {
-        self.builder.add(name, shape, self.lora.is_none())
+        self.builder.add(name, shape, self.all)
     }
 
     fn norm(&mut self, name: &str, width: usize) -> Result<Norm> {

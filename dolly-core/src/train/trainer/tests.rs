@@ -64,8 +64,12 @@ fn options(steps: u64) -> TrainingOptions {
 fn base() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let config = config();
-    let options =
-        NetworkOptions { threads: 1, gradient_checkpointing: false, dropout: 0.0, lora: None };
+    let options = NetworkOptions {
+        threads: 1,
+        gradient_checkpointing: false,
+        dropout: 0.0,
+        trained: Trained::All,
+    };
     let network = Network::initialised(config, &options, 5).unwrap();
     let sources: Vec<_> = network
         .parameters()
