@@ -9,8 +9,8 @@
 //!         for each panel of A              micro-kernel: 6 x 16 sums in registers
 //! ```
 //!
-//! Every element of C is summed from left to right along K, whatever the tiles: the sums pass
-//! through C as exact f32. So results do not depend on threads.
+//! Every element of C is summed along each slice of K from left to right, and the slices' sums are
+//! added in order, whatever the tiles. So results do not depend on threads.
 
 use super::linear::resize;
 use super::pool::{Pool, Shared};
@@ -386,12 +386,10 @@ pub(super) unsafe fn tile<V: Vector>(
 ) {
     // SAFETY: the caller's promise; every offset is below the lengths it names.
     unsafe {
-        let mut sums = [V::splat(0.0); ROWS];
-        if keep {
-            for r in 0..ROWS {
-                sums[r] = V::load(c.add(r * stride));
-            }
+        for r in 0..ROWS {
+            prefetch(c.add(r * stride));
         }
+        let mut sums = [V::splat(0.0); ROWS];
         for k in 0..steps {
             let b = V::load(b.add(k * LANES));
             for r in 0..ROWS {
@@ -399,7 +397,24 @@ pub(super) unsafe fn tile<V: Vector>(
             }
         }
         for r in 0..ROWS {
-            sums[r].store(c.add(r * stride));
+            let c = c.add(r * stride);
+            let sum = if keep { V::load(c).add(sums[r]) } else { sums[r] };
+            sum.store(c);
         }
     }
+}
+
+/// Asks for the line that sixteen floats begin in, and the next: C's lines come from far away and
+/// are wanted only after the loop.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; any address is allowed.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(LANES - 1).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
