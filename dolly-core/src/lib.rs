@@ -58,6 +58,7 @@ pub mod train;
 pub mod weights;
 
 mod error;
+mod hex;
 mod json;
 mod options;
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::hex::hex;
 
 /// Bytes taken from the system at a time.
 const CHUNK: usize = 256 << 10;
@@ -44,10 +45,6 @@ pub(super) fn sha256_of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String
         hash.update(part);
     }
     hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Opens a regular file: opening a pipe could wait for ever.

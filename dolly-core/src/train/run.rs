@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{self, disk::hex};
+use super::checkpoint;
 use super::evaluate::{Evaluation, evaluate_examples};
 use super::examples::{Example, Examples};
 use super::log::Log;
@@ -17,6 +17,7 @@ use super::options::TrainingOptions;
 use super::order::{Plan, epoch_order, noise};
 use super::state::{BestLoss, HistoryRow, Identity, State};
 use crate::error::{Error, Result};
+use crate::hex::hex;
 use crate::kernels::pool::Pool;
 use crate::options::CancelToken;
 

@@ -7,7 +7,6 @@ use std::time::SystemTime;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::disk::hex;
 use super::evaluate::evaluate_examples;
 use super::examples::{Examples, Row};
 use super::model::{Network, Parameter};
@@ -18,6 +17,7 @@ use super::special::TokenizerFile;
 use super::{Adapter, Evaluation, StepReport, TrainingOptions, TrainingRun};
 use crate::dataset::{Dataset, Record, SetInfo, SplitSize, TextCorpus};
 use crate::error::{Error, Result};
+use crate::hex::hex;
 use crate::model::Config;
 use crate::pipeline::{Opened, tokenizer_json};
 use crate::provenance::{Kind, Manifest, timestamp};

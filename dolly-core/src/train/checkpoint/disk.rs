@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::hex::hex;
 
 /// Bytes gathered before they are hashed and written.
 const BUFFER: usize = 1 << 18;
@@ -179,11 +180,6 @@ pub(super) fn hash_file(path: &Path, bytes: u64) -> Result<String> {
             read => hash.update(buffer.get(..read).unwrap_or_default()),
         }
     }
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes a directory so that no part of it can be taken for the whole.
