@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::json::parse_strict;
-use crate::prompt::{DollyPrompt, END_KEY, INSTRUCTION_KEY, RESPONSE_KEY};
+use crate::prompt::{DOLLY_TOKENS, DollyPrompt};
 use crate::tokenizer::Tokenizer;
 
 #[cfg(test)]
@@ -32,15 +32,10 @@ impl TokenizerFile {
     /// dolly-v2-3b is such.
     pub fn with_dolly_tokens(self, origin: &Path) -> Result<Self> {
         let prompt = DollyPrompt::new(&self.tokenizer);
-        let response = format!("{RESPONSE_KEY}\n");
-        let missing: Vec<&str> = [
-            (END_KEY, prompt.end_id()),
-            (INSTRUCTION_KEY, prompt.instruction_id()),
-            (&response, prompt.response_id()),
-        ]
-        .into_iter()
-        .filter_map(|(token, id)| id.is_none().then_some(token))
-        .collect();
+        let ids = [prompt.end_id(), prompt.instruction_id(), prompt.response_id()];
+        let tokens = DOLLY_TOKENS.into_iter().zip(ids);
+        let missing: Vec<&str> =
+            tokens.filter_map(|(token, id)| id.is_none().then_some(token)).collect();
         if missing.is_empty() {
             return Ok(self);
         }
