@@ -1,7 +1,8 @@
 //! Training steps of a random model: tokens per second and peak memory, as one JSON line.
 //!
 //! `cargo bench --bench train -- SHAPE MODE [threads] [steps]`, SHAPE `14m`, `70m` or `160m` (Pythia's,
-//! 50,280 rows), MODE `full`, `checkpointed` or `lora`; batch 4 x 256. `benches/train.py` runs it beside
+//! 50,280 rows) or `nano` (dolly-nano's, 8,192 rows), MODE `full`,
+//! `checkpointed` or `lora`; batch 4 x 256. `benches/train.py` runs it beside
 //! its peers. The first step is not counted; the process ends before the result would be written.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::exit)]
 
@@ -16,20 +17,24 @@ use dolly_core::train::{LoraConfig, Trainer, TrainingOptions};
 use dolly_core::weights::{RowSource, TensorToWrite, WeightFormat, write_safetensors_from};
 use serde_json::json;
 
-const VOCABULARY: usize = 50_280;
 const BATCH: usize = 4;
 const LENGTH: usize = 256;
 
+fn vocabulary(shape: &str) -> usize {
+    if shape == "nano" { 8192 } else { 50_280 }
+}
+
 fn config(shape: &str) -> serde_json::Value {
     let (hidden, layers, heads) = match shape {
+        "nano" => (192, 4, 3),
         "14m" => (128, 6, 4),
         "70m" => (512, 6, 8),
         "160m" => (768, 12, 12),
-        other => panic!("shape {other}: 14m, 70m or 160m"),
+        other => panic!("shape {other}: nano, 14m, 70m or 160m"),
     };
     json!({
         "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox",
-        "vocab_size": VOCABULARY, "hidden_size": hidden, "num_hidden_layers": layers,
+        "vocab_size": vocabulary(shape), "hidden_size": hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "intermediate_size": 4 * hidden, "hidden_act": "gelu",
         "rotary_pct": 0.25, "rotary_emb_base": 10000, "max_position_embeddings": 2048,
         "layer_norm_eps": 1e-5, "use_parallel_residual": true, "tie_word_embeddings": false,
@@ -38,12 +43,12 @@ fn config(shape: &str) -> serde_json::Value {
 }
 
 /// A vocabulary of the right size; its entries beyond the bytes are never met.
-fn tokenizer() -> Vec<u8> {
+fn tokenizer(ids: usize) -> Vec<u8> {
     let mut json: serde_json::Value =
         serde_json::from_slice(&train_tokenizer([""].iter(), 261, 1).unwrap()).unwrap();
     let vocab = json["model"]["vocab"].as_object_mut().unwrap();
     let known = vocab.len();
-    for id in known..VOCABULARY {
+    for id in known..ids {
         vocab.insert(format!("filler{id}"), id.into());
     }
     serde_json::to_vec(&json).unwrap()
@@ -75,9 +80,9 @@ impl RowSource for Noise {
 }
 
 /// A checkpoint of the shape.
-fn write_model(directory: &Path, config: &serde_json::Value) {
+fn write_model(directory: &Path, shape: &str) {
     std::fs::create_dir_all(directory).unwrap();
-    let bytes = serde_json::to_vec(config).unwrap();
+    let bytes = serde_json::to_vec(&config(shape)).unwrap();
     let specs = Config::from_json_bytes(&bytes, directory).unwrap().tensors().unwrap();
     let sources: Vec<Noise> = specs
         .iter()
@@ -97,7 +102,7 @@ fn write_model(directory: &Path, config: &serde_json::Value) {
     let weights = directory.join("model.safetensors");
     write_safetensors_from(&weights, &tensors, WeightFormat::F16).unwrap();
     std::fs::write(directory.join("config.json"), bytes).unwrap();
-    std::fs::write(directory.join("tokenizer.json"), tokenizer()).unwrap();
+    std::fs::write(directory.join("tokenizer.json"), tokenizer(vocabulary(shape))).unwrap();
 }
 
 fn peak_mb() -> u64 {
@@ -114,7 +119,7 @@ fn main() {
     let threads = word(2, "2").parse().unwrap();
     let steps: u64 = word(3, "6").parse().unwrap();
     let directory = std::env::temp_dir().join(format!("dolly-bench-train-{}", std::process::id()));
-    write_model(&directory, &config(&shape));
+    write_model(&directory, &shape);
     let options = TrainingOptions {
         lora: (mode == "lora").then(LoraConfig::default),
         max_steps: Some(steps),

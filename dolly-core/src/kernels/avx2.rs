@@ -77,6 +77,35 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn transpose(rows: &[*const f32; 8], to: *mut f32, stride: usize) {
+        // SAFETY: the caller proves the CPU's features, the rows and the room.
+        unsafe {
+            let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(rows[i]));
+            // Columns of four rows in each half of a register, then of all eight.
+            let four = |i: usize| {
+                let (a, b) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                let i = i + 2;
+                let (c, d) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                [
+                    _mm256_shuffle_ps::<0x44>(a, c),
+                    _mm256_shuffle_ps::<0xee>(a, c),
+                    _mm256_shuffle_ps::<0x44>(b, d),
+                    _mm256_shuffle_ps::<0xee>(b, d),
+                ]
+            };
+            let (upper, lower) = (four(0), four(4));
+            for s in 0..4 {
+                let column = _mm256_permute2f128_ps::<0x20>(upper[s], lower[s]);
+                _mm256_storeu_ps(to.add(s * stride), column);
+            }
+            for s in 0..4 {
+                let column = _mm256_permute2f128_ps::<0x31>(upper[s], lower[s]);
+                _mm256_storeu_ps(to.add((s + 4) * stride), column);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         proven!(Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)))
     }

@@ -13,10 +13,13 @@
 //! added in order, whatever the tiles. So results do not depend on threads.
 
 use super::linear::resize;
+use packing::{pack, panel_floats};
 use super::pool::{Pool, Shared};
 use super::table::Kernels;
 use super::vector::{LANES, Vector};
 use crate::error::Result;
+
+pub(super) mod packing;
 
 /// Rows of A's panels and of the micro-kernel's tile.
 pub(super) const ROWS: usize = 6;
@@ -29,8 +32,10 @@ const TILE_COLUMNS: usize = 2048;
 /// Fewest rows of a tile that is made to keep threads busy: packing B costs as much as this many
 /// rows' share of a few hundredths.
 const TILE_ROWS: usize = 384;
-/// Panels packed side by side from rows that lie side by side.
-const TOGETHER: usize = 8;
+/// Floats of A's panel that are asked for ahead of the tile's loop: about 200 cycles.
+const AHEAD: usize = 32 * ROWS;
+/// Steps of the tile's loop that are written out.
+const UNROLLED: usize = 4;
 /// Below this many multiplications a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 15;
 
@@ -198,7 +203,11 @@ impl<'a> Product<'a> {
     /// Floats a thread needs for a tile of `columns` columns.
     fn room(&self, columns: usize) -> usize {
         let steps = self.extent.1.min(K_SLICE);
-        steps * (columns.next_multiple_of(LANES) + A_BLOCK)
+        columns.div_ceil(LANES) * panel_floats::<LANES>(steps) + Self::room_of_a(steps)
+    }
+
+    fn room_of_a(steps: usize) -> usize {
+        A_BLOCK.div_ceil(ROWS) * panel_floats::<ROWS>(steps)
     }
 
     /// Computes the tile at `(row, column)`.
@@ -215,7 +224,7 @@ impl<'a> Product<'a> {
         }
         for k in (0..inner).step_by(K_SLICE) {
             let steps = K_SLICE.min(inner - k);
-            let (packed_a, packed_b) = packed.split_at_mut(steps * A_BLOCK);
+            let (packed_a, packed_b) = packed.split_at_mut(Self::room_of_a(steps));
             pack(table.interleave_16, &self.b.flip(), (at.1, size.1), (k, steps), packed_b);
             for i in (0..size.0).step_by(A_BLOCK) {
                 let rows = A_BLOCK.min(size.0 - i);
@@ -244,86 +253,6 @@ impl Operand<'_> {
     }
 }
 
-/// Packs rows `first..first + count` of `m`, `N` at a time, the rows' elements of a step side by
-/// side: `out[panel][step][row]`. Missing rows of the last panel are zeros.
-fn pack<const N: usize>(
-    kernel: unsafe fn(&[&[f32]; N], &mut [[f32; N]]),
-    m: &Operand<'_>,
-    (first, count): (usize, usize),
-    (k, steps): (usize, usize),
-    out: &mut [f32],
-) {
-    let out = &mut out[..count.div_ceil(N) * N * steps];
-    if m.transposed {
-        for (group, out) in out.chunks_mut(TOGETHER * steps * N).enumerate() {
-            let done = group * TOGETHER * N;
-            pack_group::<N>(m, (first + done, count - done), (k, steps), out);
-        }
-        return;
-    }
-    let zeros = [0.0; K_SLICE];
-    for (panel, out) in out.chunks_exact_mut(steps * N).enumerate() {
-        let row = first + panel * N;
-        let sources: [&[f32]; N] = std::array::from_fn(|r| match row + r < first + count {
-            true => &m.data[(row + r) * m.stride + k..][..steps],
-            false => &zeros[..steps],
-        });
-        // SAFETY: the kernel comes from a table whose instructions are there.
-        unsafe { kernel(&sources, out.as_chunks_mut().0) };
-    }
-}
-
-/// Packs a few panels whose rows lie side by side in memory, a step of all of them at a time: a
-/// panel at a time would touch a new page for every line it reads.
-fn pack_group<const N: usize>(
-    m: &Operand<'_>,
-    (first, count): (usize, usize),
-    (k, steps): (usize, usize),
-    out: &mut [f32],
-) {
-    let cells = out.as_chunks_mut::<N>().0;
-    let panels = cells.len() / steps;
-    for step in 0..steps {
-        let from = &m.data[(k + step) * m.stride + first..];
-        let from = &from[..count.min(panels * N)];
-        let (whole, rest) = from.as_chunks::<N>();
-        for (panel, from) in whole.iter().enumerate() {
-            cells[panel * steps + step] = *from;
-        }
-        if !rest.is_empty() {
-            let cell = &mut cells[whole.len() * steps + step];
-            *cell = [0.0; N];
-            cell[..rest.len()].copy_from_slice(rest);
-        }
-    }
-}
-
-/// `out[step][row] = rows[row][step]`, as far as all of them reach.
-#[inline(always)]
-pub(super) fn interleave<const N: usize>(rows: &[&[f32]; N], out: &mut [[f32; N]]) {
-    const STEPS: usize = 8;
-    let (groups, rest) = out.as_chunks_mut::<STEPS>();
-    for (g, group) in groups.iter_mut().enumerate() {
-        let mut block = [[0.0; STEPS]; N];
-        for r in 0..N {
-            if let Some(from) = rows[r].get(g * STEPS..).and_then(|row| row.first_chunk()) {
-                block[r] = *from;
-            }
-        }
-        for s in 0..STEPS {
-            for r in 0..N {
-                group[s][r] = block[r][s];
-            }
-        }
-    }
-    let done = groups.len() * STEPS;
-    for (s, cell) in rest.iter_mut().enumerate() {
-        for r in 0..N {
-            cell[r] = rows[r].get(done + s).copied().unwrap_or(0.0);
-        }
-    }
-}
-
 /// A packed block of A times a packed slice of B.
 struct Block<'a> {
     a: &'a [f32],
@@ -339,9 +268,9 @@ impl Block<'_> {
     unsafe fn run(&self, kernels: Kernels, c: *mut f32, stride: usize) {
         let kernel = kernels.table().matmul_tile;
         let (rows, columns) = self.size;
-        let panels = self.b.chunks_exact(self.steps * LANES).zip((0..columns).step_by(LANES));
+        let panels = self.b.chunks_exact(panel_floats::<LANES>(self.steps)).zip((0..columns).step_by(LANES));
         for (b, j) in panels {
-            let blocks = self.a.chunks_exact(self.steps * ROWS).zip((0..rows).step_by(ROWS));
+            let blocks = self.a.chunks_exact(panel_floats::<ROWS>(self.steps)).zip((0..rows).step_by(ROWS));
             for (a, i) in blocks {
                 let whole = rows - i >= ROWS && columns - j >= LANES;
                 // SAFETY: the tile is whole, or copied through a whole one: both are inside C. The
@@ -386,15 +315,20 @@ pub(super) unsafe fn tile<V: Vector>(
 ) {
     // SAFETY: the caller's promise; every offset is below the lengths it names.
     unsafe {
+        // C's lines come from far away and are wanted only after the loop.
         for r in 0..ROWS {
             prefetch(c.add(r * stride));
         }
         let mut sums = [V::splat(0.0); ROWS];
-        for k in 0..steps {
-            let b = V::load(b.add(k * LANES));
-            for r in 0..ROWS {
-                sums[r] = V::splat(*a.add(k * ROWS + r)).mul_add(b, sums[r]);
+        let whole = steps - steps % UNROLLED;
+        for k in (0..whole).step_by(UNROLLED) {
+            prefetch(a.wrapping_add(k * ROWS + AHEAD));
+            for k in k..k + UNROLLED {
+                step(a.add(k * ROWS), b.add(k * LANES), &mut sums);
             }
+        }
+        for k in whole..steps {
+            step(a.add(k * ROWS), b.add(k * LANES), &mut sums);
         }
         for r in 0..ROWS {
             let c = c.add(r * stride);
@@ -404,8 +338,22 @@ pub(super) unsafe fn tile<V: Vector>(
     }
 }
 
-/// Asks for the line that sixteen floats begin in, and the next: C's lines come from far away and
-/// are wanted only after the loop.
+/// One step of the tile: `sums[r] += a[r] * b`.
+///
+/// # Safety
+/// As [`Vector::splat`]; `a` holds 6 floats, `b` 16.
+#[inline(always)]
+unsafe fn step<V: Vector>(a: *const f32, b: *const f32, sums: &mut [V; ROWS]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let b = V::load(b);
+        for r in 0..ROWS {
+            sums[r] = V::splat(*a.add(r)).mul_add(b, sums[r]);
+        }
+    }
+}
+
+/// Asks for the line that sixteen floats begin in, and the next.
 #[inline(always)]
 fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]

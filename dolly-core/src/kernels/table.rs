@@ -71,8 +71,8 @@ macro_rules! table {
                 matmul_tile(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
                     => matmul::tile::<V>(k, a, b, c, stride, keep);
                 interleave_6(rows: &[&[f32]; matmul::ROWS], out: &mut [[f32; matmul::ROWS]])
-                    => matmul::interleave(rows, out);
-                interleave_16(rows: &[&[f32]; LANES], out: &mut [[f32; LANES]]) => matmul::interleave(rows, out);
+                    => matmul::packing::interleave::<V, _>(rows, out);
+                interleave_16(rows: &[&[f32]; LANES], out: &mut [[f32; LANES]]) => matmul::packing::interleave::<V, _>(rows, out);
                 layer_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> (f32, f32)
                     => gradient::layer_norm::<V>(x, w, eps, dy, dx);
                 layer_norm_weights(x: &[f32], dy: &[f32], stats: (f32, f32), dw: &mut [f32], db: &mut [f32])

@@ -42,6 +42,21 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// `p` is writable for 16 floats.
     unsafe fn store(self, p: *mut f32);
+    /// Turns 8 rows of 8 floats into columns: writes `rows[0][s], ..., rows[7][s]` to
+    /// `to + s * stride`, for `s` from 0 to 7 in this order.
+    ///
+    /// # Safety
+    /// As [`splat`](Self::splat), every row is readable for 8 floats, and `to + s * stride` is
+    /// writable for 8.
+    #[inline(always)]
+    unsafe fn transpose(rows: &[*const f32; 8], to: *mut f32, stride: usize) {
+        for s in 0..8 {
+            for (r, row) in rows.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(s * stride + r) = *row.add(s) };
+            }
+        }
+    }
 
     /// All lanes `x`; the receiver proves the instructions.
     fn like(self, x: f32) -> Self;
