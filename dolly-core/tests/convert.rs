@@ -5,6 +5,7 @@ mod support;
 
 use std::path::Path;
 
+use dolly_core::provenance::{Kind, Manifest, WarningKind, lineage};
 use dolly_core::source::{SourceOptions, resolve};
 use dolly_core::weights::{Checkpoint, ModelFiles};
 use dolly_core::{
@@ -112,6 +113,34 @@ fn the_tokenizer_is_kept() {
     let ModelFiles::Directory { tokenizer: Some(tokenizer), .. } = nano else { panic!() };
     let bytes = |path: &Path| std::fs::read(path).unwrap();
     assert_eq!(bytes(&direct.join("tokenizer.json")), bytes(&tokenizer));
+}
+
+/// What transformers reads beside the weights, and where the model came from.
+#[test]
+fn settings_and_history_are_kept() {
+    let source = parity_model("standard");
+    let settings = ["generation_config.json", "special_tokens_map.json", "tokenizer_config.json"];
+    for name in settings {
+        std::fs::write(source.path().join(name), format!("{{\"from\": {name:?}}}")).unwrap();
+    }
+    let mut manifest = Manifest::new("trained", Kind::Model);
+    manifest.record.licence = Some("CC-BY-SA-3.0".to_owned());
+    manifest.write(source.path()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let directory = out.path().join("half");
+    convert(&files(source.path()), &directory, FileFormat::Safetensors, WeightFormat::F16).unwrap();
+    for name in settings {
+        let read = |directory: &Path| std::fs::read(directory.join(name)).unwrap();
+        assert_eq!(read(&directory), read(source.path()));
+    }
+    let found = Manifest::read(&directory).unwrap();
+    assert_eq!(found.record.name, "half");
+    assert_eq!(found.record.options, serde_json::json!({"converted": "float16"}));
+    assert_eq!(found.ancestors[0].record.name, "trained");
+    let shown = lineage(&directory).unwrap();
+    let is = |kind: WarningKind| shown.warnings.iter().any(|warning| warning.kind == kind);
+    assert!(is(WarningKind::ShareAlike), "{shown:?}");
+    assert!(!is(WarningKind::ChangedFile) && !is(WarningKind::BrokenChain), "{shown:?}");
 }
 
 #[test]

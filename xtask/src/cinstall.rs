@@ -101,18 +101,18 @@ fn link(target: &str, name: &Path) -> Result<(), String> {
 }
 
 /// Installs into a directory of its own and builds the examples there as users would, by pkg-config
-/// and by CMake; they must find the bundled model beside the library.
+/// and by the CMake and ninja in `tools`; they must find the bundled model beside the library.
 ///
 /// The directory lies outside the workspace, where nothing else could lead to the model.
-pub fn check(root: &Path, artifacts: &Path) -> Result<(), String> {
+pub fn check(root: &Path, artifacts: &Path, tools: &Path) -> Result<(), String> {
     let place = std::env::temp_dir().join(format!("dolly-install-{}", std::process::id()));
     let outcome = install(root, &place.join("prefix"), artifacts)
-        .and_then(|_| check_installed(root, &place.join("prefix"), &place.join("work")));
+        .and_then(|_| check_installed(root, &place.join("prefix"), &place.join("work"), tools));
     let _ = fs::remove_dir_all(&place);
     outcome
 }
 
-fn check_installed(root: &Path, prefix: &Path, work: &Path) -> Result<(), String> {
+fn check_installed(root: &Path, prefix: &Path, work: &Path, tools: &Path) -> Result<(), String> {
     fs::create_dir_all(work).map_err(|e| format!("{}: {e}", work.display()))?;
     let example = root.join("examples/c/generate.c");
 
@@ -131,7 +131,7 @@ fn check_installed(root: &Path, prefix: &Path, work: &Path) -> Result<(), String
     parent(&program)?;
     run(Command::new("cc").arg(&example).arg("-o").arg(&program).args(flags))?;
     run(Command::new(&program).current_dir(work))?;
-    cmake(prefix, &example, work)
+    cmake(prefix, &example, work, tools)
 }
 
 fn pkg_config_flags(prefix: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
@@ -149,11 +149,7 @@ fn pkg_config_flags(prefix: &Path, arguments: &[&str]) -> Result<Vec<String>, St
 }
 
 /// A CMake project that asks for this very series of versions.
-fn cmake(prefix: &Path, example: &Path, work: &Path) -> Result<(), String> {
-    if Command::new("cmake").arg("--version").output().is_err() {
-        eprintln!("!!! SKIPPED, no cmake: the CMake package of the installation");
-        return Ok(());
-    }
+fn cmake(prefix: &Path, example: &Path, work: &Path, tools: &Path) -> Result<(), String> {
     let project = format!(
         "cmake_minimum_required(VERSION 3.15)\nproject(check C)\n\
          find_package(dolly {VERSION} REQUIRED)\n\
@@ -165,10 +161,12 @@ fn cmake(prefix: &Path, example: &Path, work: &Path) -> Result<(), String> {
     write(&work.join("cmake/CMakeLists.txt"), &project)?;
     let build = work.join("cmake/build");
     let _ = fs::remove_dir_all(&build);
-    let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(work.join("cmake")).arg("-B").arg(&build);
+    let (cmake, ninja) = (tools.join("cmake"), tools.join("ninja"));
+    let mut configure = Command::new(&cmake);
+    configure.arg("-S").arg(work.join("cmake")).arg("-B").arg(&build).args(["-G", "Ninja"]);
+    configure.arg(format!("-DCMAKE_MAKE_PROGRAM={}", ninja.display()));
     run(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())))?;
-    run(Command::new("cmake").arg("--build").arg(&build))?;
+    run(Command::new(&cmake).arg("--build").arg(&build))?;
     run(Command::new(build.join("shared")).current_dir(work))?;
     // This program lies in no prefix: the model is named.
     run(Command::new(build.join("static")).arg(prefix.join("share/dolly/dolly-nano")))

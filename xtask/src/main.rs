@@ -6,6 +6,7 @@ mod cinstall;
 mod command;
 mod ctests;
 mod header;
+mod long;
 mod python;
 mod readme;
 mod suite;
@@ -18,9 +19,10 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask TASK
 
   test           every test: Rust, docs, Python, C, header drift, README
-  test --long    also sanitizers and valgrind
+  test --long    also sanitizers, valgrind, hundreds of crashes, and fuzzing where it is installed
   header         write include/dolly.h anew
-  wheel          build the Python wheel into target/wheels
+  wheel          build the Python wheel for this system into target/wheels
+  wheel --old    the same for every Linux with glibc 2.28 or newer
   install DIR    install the C library, header and model under DIR";
 
 fn main() -> ExitCode {
@@ -31,7 +33,8 @@ fn main() -> ExitCode {
         ["test"] => test::all(&root, false),
         ["test", "--long"] => test::all(&root, true),
         ["header"] => test::write_header(&root),
-        ["wheel"] => python::Venv::create(&root).and_then(|venv| venv.wheel().map(drop)),
+        ["wheel"] => wheel(&root, python::Reach::ThisSystem),
+        ["wheel", "--old"] => wheel(&root, python::Reach::OlderSystems),
         ["install", directory] => test::install(&root, Path::new(directory)).map(drop),
         _ => Err(USAGE.to_owned()),
     };
@@ -42,6 +45,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn wheel(root: &Path, reach: python::Reach) -> command::Outcome {
+    python::Venv::create(root)?.wheel(reach).map(drop)
 }
 
 /// The workspace this program was built from.

@@ -4,6 +4,18 @@ use std::path::{Path, PathBuf};
 
 use crate::command::{Outcome, program, run};
 
+/// Where a wheel is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// With this system's C library and newer ones.
+    ThisSystem,
+    /// With glibc 2.28 and newer ones: linked by zig, which has the symbols of old versions.
+    OlderSystems,
+}
+
+/// The linker of [`Reach::OlderSystems`], from the package index.
+const ZIG: &str = "ziglang==0.15.2";
+
 /// A virtual environment under `target/`, with the tools the tests need.
 pub struct Venv {
     root: PathBuf,
@@ -25,6 +37,11 @@ impl Venv {
         Ok(venv)
     }
 
+    /// Where its programs are.
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+
     /// Runs the environment's interpreter.
     pub fn python(&self, arguments: &[&str]) -> Outcome {
         run(&mut self.command(arguments))
@@ -36,12 +53,17 @@ impl Venv {
     }
 
     /// Builds the wheel; gives its path.
-    pub fn wheel(&self) -> Outcome<PathBuf> {
+    pub fn wheel(&self, reach: Reach) -> Outcome<PathBuf> {
         let directory = self.root.join("target/wheels");
         // Only one wheel may be there afterwards: the one just built.
         let _ = std::fs::remove_dir_all(&directory);
         let mut build = self.command(&["-m", "maturin", "build", "--release", "--out"]);
-        run(build.arg(&directory))?;
+        build.arg(&directory);
+        if reach == Reach::OlderSystems {
+            self.python(&["-m", "pip", "install", "--quiet", ZIG])?;
+            build.args(["--zig", "--compatibility", "manylinux_2_28"]);
+        }
+        run(&mut build)?;
         let entries = std::fs::read_dir(&directory).map_err(|error| error.to_string())?;
         let wheels = entries.flatten().map(|entry| entry.path());
         let mut wheels = wheels.filter(|path| path.extension().is_some_and(|e| e == "whl"));
@@ -50,7 +72,7 @@ impl Venv {
 
     /// Builds and installs the wheel, then runs everything that tests it.
     pub fn test(&self) -> Outcome {
-        let wheel = self.wheel()?;
+        let wheel = self.wheel(Reach::ThisSystem)?;
         let wheel = wheel.to_string_lossy();
         self.python(&[
             "-m",

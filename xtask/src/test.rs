@@ -5,22 +5,27 @@ use std::path::{Path, PathBuf};
 use crate::command::{Outcome, cargo, run};
 use crate::ctests::Mode;
 use crate::python::Venv;
-use crate::{cinstall, ctests, header, readme, suite};
+use crate::{cinstall, ctests, header, long, readme, suite};
 
 /// Features whose code only tests reach.
 const FEATURES: &str = "dolly-core/candle,dolly-core/hf-hub,dolly-core/parquet";
 
-/// Runs everything; with `long` also what needs sanitizers, valgrind or much time.
-pub fn all(root: &Path, long: bool) -> Outcome {
+/// Runs everything; `in_full` also what needs sanitizers, valgrind or much time.
+pub fn all(root: &Path, in_full: bool) -> Outcome {
     lints(root)?;
     rust(root)?;
     let libraries = c_library(root)?;
-    c(root, &libraries, long)?;
     let venv = Venv::create(root)?;
+    c(root, &libraries, &venv, in_full)?;
     venv.test()?;
     let c_route = ctests::build_suite(root, &libraries)?;
     suite::run(root, &venv, &c_route)?;
-    readme::check(root, &venv, &libraries)
+    readme::check(root, &venv, &libraries)?;
+    if in_full {
+        long::crashes(root)?;
+        long::fuzz(root)?;
+    }
+    Ok(())
 }
 
 /// Writes `include/dolly.h` anew.
@@ -58,11 +63,11 @@ fn c_library(root: &Path) -> Outcome<PathBuf> {
     Ok(root.join("target/release"))
 }
 
-fn c(root: &Path, libraries: &Path, long: bool) -> Outcome {
+fn c(root: &Path, libraries: &Path, venv: &Venv, in_full: bool) -> Outcome {
     let model = root.join("models/dolly-nano");
     ctests::run(root, libraries, &model, Mode::Plain)?;
-    cinstall::check(root, libraries)?;
-    if long {
+    cinstall::check(root, libraries, venv.bin())?;
+    if in_full {
         ctests::run(root, libraries, &model, Mode::Asan)?;
         ctests::run(root, libraries, &model, Mode::Valgrind)?;
     }

@@ -10,6 +10,8 @@ use crate::model::{Config, dtype_name};
 use crate::options::CancelToken;
 use crate::pipeline::builder::stored_format;
 use crate::pipeline::opened::{GgufArrays, Opened, gguf_metadata};
+use crate::provenance::{self, FileHash, Kind, Manifest};
+use crate::source;
 use crate::tokenizer::Exported;
 use crate::train::Adapter;
 use crate::weights::{
@@ -46,7 +48,8 @@ impl std::str::FromStr for FileFormat {
 ///
 /// [`WeightFormat::Auto`] keeps the stored type as near as the format comes. Each file appears
 /// whole or not at all, `config.json` last, so that a directory is a model only once it is complete;
-/// files of these names that are there are replaced. Errors: those of reading a model, of
+/// files of these names that are there are replaced. A directory's settings for transformers are
+/// copied, and its manifest is the parent of the new directory's. Errors: those of reading a model, of
 /// [`write_gguf`](crate::weights::write_gguf) and
 /// [`write_safetensors`](crate::weights::write_safetensors), and [`Error::InvalidInput`] for a
 /// destination that is (part of) the source, or a directory where a file is to be written.
@@ -124,7 +127,8 @@ pub fn convert_with(
             write_gguf_watched(destination, &checkpoint, &config, &tokenizer, format, &mut watch)
         }
         FileFormat::Safetensors => {
-            let parts = Directory { source, checkpoint, config, tokenizer };
+            let adapter = options.adapter;
+            let parts = Directory { source, checkpoint, config, tokenizer, adapter };
             parts.write(destination, format, &mut watch)
         }
     }
@@ -185,7 +189,12 @@ struct Directory<'a> {
     checkpoint: Checkpoint,
     config: Config,
     tokenizer: Exported,
+    adapter: Option<&'a Path>,
 }
+
+/// Settings of transformers that say nothing about the weights.
+const SETTINGS: [&str; 3] =
+    ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
 
 impl Directory<'_> {
     fn write(&self, directory: &Path, format: WeightFormat, watch: &mut Watch<'_>) -> Result<()> {
@@ -207,7 +216,39 @@ impl Directory<'_> {
             }
             _ => write_pretty(&tokenizer, &self.tokenizer.to_json())?,
         }
-        write_pretty(&directory.join("config.json"), &self.config_json(name)?)
+        let parent = match self.source {
+            ModelFiles::Directory { config, .. } => config.parent(),
+            ModelFiles::Gguf { .. } => None,
+        };
+        for name in SETTINGS {
+            let file = parent.map(|parent| source::file_in(parent, name)).transpose()?.flatten();
+            if let Some(file) = file {
+                let bytes = read_bounded(&file, MAX_CONFIG)?;
+                AtomicFile::write_whole(&directory.join(name), &bytes)?;
+            }
+        }
+        write_pretty(&directory.join("config.json"), &self.config_json(name)?)?;
+        parent.map_or(Ok(()), |parent| self.hand_on(parent, directory, name))
+    }
+
+    /// A source with a manifest is the parent in the result's.
+    fn hand_on(&self, parent: &Path, directory: &Path, dtype: &str) -> Result<()> {
+        if source::file_in(parent, provenance::FILE)?.is_none() {
+            return Ok(());
+        }
+        let name = |path: &Path| {
+            path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        };
+        let mut manifest = Manifest::new(name(directory), Kind::Model);
+        manifest.add_base(&name(parent), self.source)?;
+        if let Some(adapter) = self.adapter {
+            manifest.add_adapter(&name(adapter), adapter)?;
+        }
+        manifest.record.options = serde_json::json!({"converted": dtype});
+        for file in ["model.safetensors", "tokenizer.json", "config.json"] {
+            manifest.record.files.push(FileHash::of_file(file, &directory.join(file))?);
+        }
+        manifest.write(directory)
     }
 
     /// The source's own `config.json` where it has one, with the type of the weights.
