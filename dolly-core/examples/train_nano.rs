@@ -5,7 +5,7 @@
 //! cargo run --release --example train_nano -- NANO_DATA OUT
 //! ```
 //!
-//! `OUT/model` is the result in f16. A run that was interrupted goes on where it stopped, bit for bit.
+//! `OUT/dolly-nano` is the result in f16. A run that was interrupted goes on where it stopped, bit for bit.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -73,7 +73,7 @@ fn main() -> Outcome<()> {
     }
     let trained = instructions.to_str().ok_or("the folder's name is not UTF-8")?;
     let files = resolve(trained, &SourceOptions::from_env())?;
-    convert(&files, &arguments.out.join("model"), FileFormat::Safetensors, WeightFormat::F16)?;
+    convert(&files, &arguments.out.join("dolly-nano"), FileFormat::Safetensors, WeightFormat::F16)?;
     Ok(())
 }
 

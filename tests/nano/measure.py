@@ -162,7 +162,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     args = parser.parse_args()
     for name in FILES:
-        shutil.copyfile(args.run / "model" / name, args.out / name)
+        shutil.copyfile(args.run / "dolly-nano" / name, args.out / name)
     info = dolly_rs.pipeline(str(args.out))
     report = {"version": dolly_rs.__version__, "parameters": parameters(args.out), "vocabulary": len(info.tokenizer),
               "stages": {name: stage(args.run / name) for name in ("text", "instructions")},

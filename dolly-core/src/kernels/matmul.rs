@@ -116,11 +116,8 @@ pub(crate) fn matmul(
     if rows == 0 || columns == 0 {
         return Ok(());
     }
-    let tile_columns = columns.div_ceil(columns.div_ceil(TILE_COLUMNS)).next_multiple_of(LANES);
-    let across = columns.div_ceil(tile_columns);
-    let down = tiles_down(rows, across, pool.threads());
-    let tile_rows = rows.div_ceil(down).next_multiple_of(ROWS);
-    let down = rows.div_ceil(tile_rows);
+    let (tile_rows, tile_columns) = tile_size(rows, columns, pool.threads());
+    let (down, across) = (rows.div_ceil(tile_rows), columns.div_ceil(tile_columns));
     let room = product.room(tile_columns);
     let work = rows.saturating_mul(inner).saturating_mul(columns);
     resize(&mut scratch.packed, room * pool.threads(), "packed operands of a product")?;
@@ -139,15 +136,20 @@ pub(crate) fn matmul(
     Ok(())
 }
 
-/// Tiles along the rows: two for each thread where they stay large, no thread with one more.
-fn tiles_down(rows: usize, across: usize, threads: usize) -> usize {
+/// Rows and columns of the tiles: as large as they may be with as many for each thread.
+fn tile_size(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
+    let across = columns.div_ceil(TILE_COLUMNS);
+    let across = if across < threads { across } else { across.next_multiple_of(threads) };
+    let tile_columns = columns.div_ceil(across).next_multiple_of(LANES);
+    let across = columns.div_ceil(tile_columns);
     let most = (rows / TILE_ROWS).max(1);
     let down = (2 * threads).div_ceil(across).min(most);
-    match across < threads && down > threads {
-        true => down - down % threads,
-        false if across * down < threads => threads.div_ceil(across).min(rows.div_ceil(ROWS)),
+    let down = match across < threads {
+        true if down > threads => down - down % threads,
+        true => threads.div_ceil(across).min(rows.div_ceil(ROWS)),
         false => down,
-    }
+    };
+    (rows.div_ceil(down).next_multiple_of(ROWS), tile_columns)
 }
 
 /// As [`matmul`], on the calling thread: for items that are themselves shared among threads.

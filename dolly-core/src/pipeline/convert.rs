@@ -261,8 +261,14 @@ impl Directory<'_> {
             }
             ModelFiles::Gguf { .. } => self.config.to_json(),
         };
-        let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        fields.insert(key.to_owned(), dtype.into());
+        // transformers reads one or the other by its version; a source may have both.
+        let keys = ["dtype", "torch_dtype"];
+        if !keys.iter().any(|key| fields.contains_key(*key)) {
+            fields.insert(keys[1].to_owned(), dtype.into());
+        }
+        for key in keys {
+            fields.entry(key).and_modify(|value| *value = dtype.into());
+        }
         Ok(Value::Object(fields))
     }
 }

@@ -8,8 +8,16 @@ use crate::error::Result;
 use crate::kernels::linear::resize;
 use crate::kernels::pool::pieces;
 
-/// Predicted rows whose logits are held together.
-const ROWS: usize = 256;
+/// Fewest and most predicted rows whose logits are held together: the more, the less often the
+/// weights are packed.
+const ROWS: (usize, usize) = (256, 1024);
+/// Floats of logits that are held together, where the fewest rows have no more: 128 MiB.
+const LOGITS: usize = 1 << 25;
+
+/// Most rows whose logits are held together.
+pub(super) fn most_rows(vocabulary: usize) -> usize {
+    (LOGITS / vocabulary.max(1)).clamp(ROWS.0, ROWS.1)
+}
 
 impl Pass<'_> {
     /// Nats of each label of the plan, given the residual stream `x` after the last block.
@@ -31,7 +39,9 @@ impl Pass<'_> {
             resize(d, x.len(), "the gradient of the residual stream")?;
             d.fill(0.0);
         }
-        for (labels, nats) in plan.labels.chunks(ROWS).zip(nats.chunks_mut(ROWS)) {
+        let groups = plan.labels.len().div_ceil(most_rows(self.config.vocab_size)).max(1);
+        let rows = plan.labels.len().div_ceil(groups).max(1);
+        for (labels, nats) in plan.labels.chunks(rows).zip(nats.chunks_mut(rows)) {
             let mut selected = take(&mut self.work.selected);
             resize(&mut selected, labels.len() * width, "predicted rows")?;
             for ((row, _), to) in labels.iter().zip(selected.chunks_exact_mut(width)) {
