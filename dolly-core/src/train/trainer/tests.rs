@@ -3,6 +3,8 @@ use crate::dataset::ReadOptions;
 use crate::train::{HistoryRow, LoraConfig, StopReason};
 use crate::{Instruction, Pipeline};
 
+mod crash;
+
 /// A byte-level BPE of single characters.
 fn tokenizer() -> Vec<u8> {
     let characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:!?#'ĠĊ-";
