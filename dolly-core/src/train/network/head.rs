@@ -9,7 +9,7 @@ use crate::kernels::linear::resize;
 use crate::kernels::pool::pieces;
 
 /// Predicted rows whose logits are held together.
-const ROWS: usize = 256;
+pub(super) const ROWS: usize = 256;
 
 impl Pass<'_> {
     /// Nats of each label of the plan, given the residual stream `x` after the last block.
