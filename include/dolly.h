@@ -185,6 +185,10 @@ enum dolly_status
      * A defect of the library; please report it.
      */
     DOLLY_STATUS_INTERNAL = 21,
+    /**
+     * Training met a number that is not finite. No function of this version trains.
+     */
+    DOLLY_STATUS_DIVERGED = 22,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

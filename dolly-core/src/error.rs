@@ -178,6 +178,8 @@ pub enum ErrorKind {
     Unsupported,
     /// A download failed.
     Network,
+    /// Training met a number that is not finite.
+    Diverged,
     /// Cancelled by the caller.
     Cancelled,
     /// The deadline passed.
@@ -203,13 +205,12 @@ impl Error {
             Self::Format { .. } | Self::Config { .. } | Self::Row { .. } => ErrorKind::Format,
             Self::Tensor { .. } | Self::Tokenizer { .. } => ErrorKind::Format,
             Self::InvalidOption { .. } | Self::InvalidInput(_) => ErrorKind::InvalidArgument,
-            // The numbers of a run are what options and data make of them.
-            Self::Diverged { .. } => ErrorKind::InvalidArgument,
             Self::ContextOverflow { .. } => ErrorKind::ContextOverflow,
             Self::MemoryLimit { .. } | Self::OutOfMemory { .. } => ErrorKind::Memory,
             Self::Device { .. } => ErrorKind::Device,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Download { .. } => ErrorKind::Network,
+            Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::DeadlineExceeded => ErrorKind::Deadline,
             Self::Closed => ErrorKind::Closed,

@@ -56,6 +56,14 @@ impl CancelToken {
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
+
+    /// [`Error::Cancelled`] once [`cancel`](Self::cancel) was called.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.is_cancelled() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Options of one generation request.

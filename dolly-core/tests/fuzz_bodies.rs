@@ -132,3 +132,50 @@ fn prompt() {
     ];
     torment(bodies::prompt, &texts.map(|text| text.as_bytes().to_vec()));
 }
+
+#[test]
+fn jsonl() {
+    let rows: [&[u8]; 3] = [
+        b"{\"instruction\": \"Name a colour.\", \"context\": \"\", \"response\": \"Blue.\"}\n\n\
+          {\"response\": \"\\u00e9\\ud83d\\ude00\", \"instruction\": \"a\", \"category\": null}\n",
+        b"\xef\xbb\xbf{\"instruction\":\"a\",\"response\":\"b\",\"x\":[{\"y\":1.5e3},null]}\r\n{\"instruction\":1}",
+        b"{\"instruction\": \"a\", \"instruction\": \"b\", \"response\": \"c\"}\n{}\n[]\n\"\"\n",
+    ];
+    torment(bodies::jsonl, &rows.map(<[u8]>::to_vec));
+}
+
+#[test]
+fn csv() {
+    let rows: [&[u8]; 2] = [
+        b"instruction,context,response,category\r\n\"a \"\"b\"\"\r\nc\",,d,open_qa\r\ne,f,g,\r\n",
+        b"\xef\xbb\xbfresponse,instruction,x\n\n1,2,3\n4,5\n\"6,7,8\n",
+    ];
+    torment(bodies::csv, &rows.map(<[u8]>::to_vec));
+}
+
+#[test]
+fn parquet() {
+    let names = ["plain", "gzip", "zstd", "bad", "binary"];
+    let names = names.map(|name| format!("dataset/{name}.parquet"));
+    let seeds = seeds(&names.each_ref().map(String::as_str));
+    match cfg!(feature = "parquet") {
+        true => torment(bodies::parquet, &seeds),
+        false => assert!(!seeds.iter().any(|seed| bodies::parquet(seed))),
+    }
+}
+
+#[test]
+fn adapter() {
+    for (kind, name) in [(0, "adapter_config.json"), (1, "adapter_model.safetensors")] {
+        let mut seed = vec![kind];
+        seed.extend(seeds(&[&format!("adapters/ours/{name}")]).remove(0));
+        torment(bodies::adapter, &[seed]);
+    }
+}
+
+#[test]
+fn resume() {
+    for (kind, file) in bodies::run_files().iter().enumerate() {
+        torment(bodies::resume, &[[&[kind as u8], file.as_slice()].concat()]);
+    }
+}

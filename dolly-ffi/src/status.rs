@@ -56,10 +56,12 @@ pub enum dolly_status {
     Closed = 20,
     /// A defect of the library; please report it.
     Internal = 21,
+    /// Training met a number that is not finite. No function of this version trains.
+    Diverged = 22,
 }
 
 /// Every status with the name C programs know it by.
-const NAMES: [(dolly_status, &CStr); 22] = [
+const NAMES: [(dolly_status, &CStr); 23] = [
     (dolly_status::Ok, c"DOLLY_STATUS_OK"),
     (dolly_status::InvalidArgument, c"DOLLY_STATUS_INVALID_ARGUMENT"),
     (dolly_status::NullPointer, c"DOLLY_STATUS_NULL_POINTER"),
@@ -82,6 +84,7 @@ const NAMES: [(dolly_status, &CStr); 22] = [
     (dolly_status::Deadline, c"DOLLY_STATUS_DEADLINE"),
     (dolly_status::Closed, c"DOLLY_STATUS_CLOSED"),
     (dolly_status::Internal, c"DOLLY_STATUS_INTERNAL"),
+    (dolly_status::Diverged, c"DOLLY_STATUS_DIVERGED"),
 ];
 
 /// The name of a status, such as "DOLLY_STATUS_OK"; "DOLLY_STATUS_UNKNOWN" for a number this
@@ -117,6 +120,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> dolly_status {
         ErrorKind::Device => dolly_status::Device,
         ErrorKind::Unsupported => dolly_status::Unsupported,
         ErrorKind::Network => dolly_status::Network,
+        ErrorKind::Diverged => dolly_status::Diverged,
         ErrorKind::Cancelled => dolly_status::Cancelled,
         ErrorKind::Deadline => dolly_status::Deadline,
         ErrorKind::Closed => dolly_status::Closed,
@@ -135,7 +139,7 @@ mod tests {
     use super::*;
 
     /// Every kind, its number in C, and the name in the core's source.
-    const MAPPING: [(ErrorKind, i32, &str); 13] = [
+    const MAPPING: [(ErrorKind, i32, &str); 14] = [
         (ErrorKind::Io, 10, "Io"),
         (ErrorKind::NotFound, 11, "NotFound"),
         (ErrorKind::Format, 12, "Format"),
@@ -145,6 +149,7 @@ mod tests {
         (ErrorKind::Device, 15, "Device"),
         (ErrorKind::Unsupported, 16, "Unsupported"),
         (ErrorKind::Network, 17, "Network"),
+        (ErrorKind::Diverged, 22, "Diverged"),
         (ErrorKind::Cancelled, 18, "Cancelled"),
         (ErrorKind::Deadline, 19, "Deadline"),
         (ErrorKind::Closed, 20, "Closed"),
@@ -177,7 +182,7 @@ mod tests {
             // SAFETY: the function promises a NUL-terminated text.
             assert_eq!(unsafe { CStr::from_ptr(found) }, *name);
         }
-        for unknown in [-1, 22, i32::MIN, i32::MAX] {
+        for unknown in [-1, 23, i32::MIN, i32::MAX] {
             // SAFETY: the function promises a NUL-terminated text.
             let name = unsafe { CStr::from_ptr(dolly_status_name(unknown)) };
             assert_eq!(name, c"DOLLY_STATUS_UNKNOWN");

@@ -46,6 +46,11 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             numbers.set_item("context_length", context_length)?;
             class.call((message,), Some(&numbers))?
         }
+        Error::Diverged { step, .. } => {
+            let number = PyDict::new(py);
+            number.set_item("step", step)?;
+            class.call((message,), Some(&number))?
+        }
         Error::Row { file, line, field, reason, .. } => {
             let place = PyDict::new(py);
             place.set_item("file", file.to_string_lossy())?;
@@ -79,6 +84,7 @@ fn class_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Device => "DeviceError",
         ErrorKind::Unsupported => "UnsupportedError",
         ErrorKind::Network => "NetworkError",
+        ErrorKind::Diverged => "DivergedError",
         ErrorKind::Cancelled => "CancelledError",
         ErrorKind::Deadline => "DeadlineError",
         ErrorKind::Closed => "ClosedError",

@@ -2,29 +2,67 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dolly_core::dataset::{ReadOptions, TextCorpus};
 use dolly_core::source::{self, DownloadProgress, SourceOptions};
+use dolly_core::tokenizer;
 use dolly_core::train::{
     Evaluation, HistoryRow, MeanLoss, StepReport, StopReason, Trainer, TrainingOptions,
     TrainingRun, evaluate_with_source,
 };
-use dolly_core::{CancelToken, Device, Error, Result};
+use dolly_core::{CancelToken, Config, Device, Error, Result, Tokenizer};
 use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::PyBytes;
 
 use crate::dataset::{NativeDataset, split_size};
 use crate::errors::Outcome;
 use crate::files::source_options;
 use crate::load::{Raised, Reporter, report_download, take};
 use crate::lora;
-use crate::options::Fields;
+use crate::options::{Fields, convert};
 use crate::wait::interruptible;
 
 pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(train, module)?)?;
     module.add_function(wrap_pyfunction!(train_text, module)?)?;
+    module.add_function(wrap_pyfunction!(train_tokenizer, module)?)?;
     module.add_function(wrap_pyfunction!(evaluate, module)?)
+}
+
+/// A file, or its bytes.
+#[derive(FromPyObject)]
+enum Part {
+    Bytes(PyBackedBytes),
+    File(PathBuf),
+}
+
+/// What a run starts from: a model's name, or `(config, tokenizer)` of a model from nothing.
+#[derive(FromPyObject)]
+enum Start {
+    Model(String),
+    Nothing(Part, Part),
+}
+
+/// The configuration of a model from nothing.
+fn read_config(part: &Part) -> Result<Config> {
+    match part {
+        Part::Bytes(bytes) => Config::from_json_bytes(bytes, Path::new("config")),
+        Part::File(path) => Config::from_json(path),
+    }
+}
+
+/// The bytes of a `tokenizer.json`.
+fn read_tokenizer(part: &Part) -> Result<Vec<u8>> {
+    match part {
+        Part::Bytes(bytes) => Ok(bytes.to_vec()),
+        Part::File(path) => {
+            // Checks size and content, and names the file.
+            Tokenizer::from_file(path)?;
+            std::fs::read(path).map_err(|source| Error::Io { path: path.clone(), source })
+        }
+    }
 }
 
 #[derive(IntoPyObject)]
@@ -179,7 +217,7 @@ fn read(options: &Bound<'_, PyAny>, cancel: &CancelToken) -> Outcome<TrainingOpt
 
 /// What every run has: where it starts, its options and who hears of it.
 struct Call {
-    model: String,
+    start: Start,
     options: TrainingOptions,
     source: SourceOptions,
     token: CancelToken,
@@ -193,7 +231,7 @@ type Callables = (Option<Py<PyAny>>, Option<Py<PyAny>>);
 
 impl Call {
     fn new(
-        model: String,
+        start: Start,
         options: &Bound<'_, PyAny>,
         bundled_dir: PathBuf,
         (on_step, download): Callables,
@@ -201,7 +239,7 @@ impl Call {
         let (token, raised) = (CancelToken::new(), Raised::default());
         let reporter = |call: Py<PyAny>| Reporter::new(call, &token, &raised);
         Ok(Self {
-            model,
+            start,
             options: read(options, &token)?,
             source: source_options(bundled_dir),
             on_step: on_step.map(reporter),
@@ -217,10 +255,18 @@ impl Call {
         py: Python<'_>,
         work: impl FnOnce(Trainer<'_>) -> Result<TrainingRun> + Send,
     ) -> Outcome<RunDict> {
-        let Self { model, options, source, token, raised, on_step, download } = self;
+        let Self { start, options, source, token, raised, on_step, download } = self;
         let train = || {
-            let source = fetch(&model, source, &token, download)?;
-            let mut trainer = Trainer::with_source(&model, options, &source)?;
+            let mut trainer = match start {
+                Start::Model(model) => {
+                    let source = fetch(&model, source, &token, download)?;
+                    Trainer::with_source(&model, options, &source)?
+                }
+                Start::Nothing(config, tokenizer) => {
+                    let tokenizer = read_tokenizer(&tokenizer)?;
+                    Trainer::from_config(read_config(&config)?, tokenizer, options)?
+                }
+            };
             if let Some(on_step) = on_step {
                 trainer = trainer.on_step(move |report| tell(&on_step, report));
             }
@@ -261,33 +307,33 @@ fn tell(on_step: &Reporter, report: &StepReport) -> ControlFlow<()> {
 
 /// Trains on instructions.
 #[pyfunction]
-#[pyo3(signature = (model, data, output_dir, options, bundled_dir, callables))]
+#[pyo3(signature = (start, data, output_dir, options, bundled_dir, callables))]
 fn train(
     py: Python<'_>,
-    model: String,
+    start: Start,
     data: &NativeDataset,
     output_dir: PathBuf,
     options: &Bound<'_, PyAny>,
     bundled_dir: PathBuf,
     callables: Callables,
 ) -> Outcome<RunDict> {
-    let call = Call::new(model, options, bundled_dir, callables)?;
+    let call = Call::new(start, options, bundled_dir, callables)?;
     call.run(py, |trainer| trainer.train(&data.0, &output_dir))
 }
 
 /// Trains on plain text: `text` has the attributes of `dolly_rs.training._Text`.
 #[pyfunction]
-#[pyo3(signature = (model, text, output_dir, options, bundled_dir, callables))]
+#[pyo3(signature = (start, text, output_dir, options, bundled_dir, callables))]
 fn train_text(
     py: Python<'_>,
-    model: String,
+    start: Start,
     text: &Bound<'_, PyAny>,
     output_dir: PathBuf,
     options: &Bound<'_, PyAny>,
     bundled_dir: PathBuf,
     callables: Callables,
 ) -> Outcome<RunDict> {
-    let call = Call::new(model, options, bundled_dir, callables)?;
+    let call = Call::new(start, options, bundled_dir, callables)?;
     let fields = Fields(text);
     let (files, column): (Option<Vec<PathBuf>>, String) =
         (fields.get("files")?, fields.get("column")?);
@@ -306,6 +352,27 @@ fn train_text(
         };
         trainer.train_text(&corpus, &output_dir)
     })
+}
+
+/// Learns a vocabulary; gives the bytes of a `tokenizer.json`.
+///
+/// Ctrl-C ends the reading of the texts; merges, once they are being learned, are learned to the
+/// end.
+#[pyfunction]
+#[pyo3(signature = (texts, vocab_size, threads))]
+fn train_tokenizer<'py>(
+    py: Python<'py>,
+    texts: Vec<PyBackedStr>,
+    vocab_size: &Bound<'py, PyAny>,
+    threads: &Bound<'py, PyAny>,
+) -> Outcome<Bound<'py, PyBytes>> {
+    let vocab_size = convert("vocab_size", vocab_size)?;
+    let threads: Option<usize> = convert("threads", threads)?;
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let (threads, token) = (threads.unwrap_or_else(cores), CancelToken::new());
+    let texts = texts.iter().take_while(|_| !token.is_cancelled());
+    let learn = || tokenizer::train_tokenizer(texts, vocab_size, threads);
+    Ok(PyBytes::new(py, &interruptible(py, &token, learn)??))
 }
 
 /// Loss and perplexity on instructions; of the options, those of `train::evaluate` are read.

@@ -30,13 +30,14 @@ int main(void) {
         ROW(DOLLY_STATUS_DEADLINE, 19),
         ROW(DOLLY_STATUS_CLOSED, 20),
         ROW(DOLLY_STATUS_INTERNAL, 21),
+        ROW(DOLLY_STATUS_DIVERGED, 22),
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         CHECK(table[i].status == table[i].number);
         CHECK(strcmp(dolly_status_name(table[i].status), table[i].name) == 0);
     }
     CHECK(strcmp(dolly_status_name(-1), "DOLLY_STATUS_UNKNOWN") == 0);
-    CHECK(strcmp(dolly_status_name(22), "DOLLY_STATUS_UNKNOWN") == 0);
+    CHECK(strcmp(dolly_status_name(23), "DOLLY_STATUS_UNKNOWN") == 0);
     CHECK(sizeof(dolly_status) == 4);
     return all_freed();
 }

@@ -4,10 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use dolly_core::dataset::{Dataset, OnBadRow, ReadOptions, Record, SplitSize};
 use dolly_core::prompt::DollyPrompt;
+use dolly_core::provenance::FileHash;
 use dolly_core::source::{SourceOptions, resolve};
+use dolly_core::tokenizer::train_tokenizer;
+use dolly_core::train::{Adapter, Trainer, TrainingOptions};
 use dolly_core::weights::{Checkpoint, ModelFiles, RowSource};
 use dolly_core::{Config, Instruction, Pipeline, PromptMode, Tokenizer};
+use serde_json::json;
 
 /// Most bytes a model of these tests may take.
 const MEMORY: u64 = 64 << 20;
@@ -111,6 +116,147 @@ pub fn prompt(data: &[u8]) -> bool {
     }
     assert_eq!(ids.last().copied(), prompt.response_id());
     prompt.encode(tokenizer, &instruction, PromptMode::Hf).is_ok()
+}
+
+/// Rows of data, one JSON object a line.
+pub fn jsonl(data: &[u8]) -> bool {
+    rows("rows.jsonl", data)
+}
+
+/// Rows of data as comma-separated values.
+pub fn csv(data: &[u8]) -> bool {
+    rows("rows.csv", data)
+}
+
+/// Rows of data in a Parquet file; without the feature, an error.
+pub fn parquet(data: &[u8]) -> bool {
+    rows("rows.parquet", data)
+}
+
+/// An adapter's directory of which one file, named by the first byte, is replaced by the rest; what
+/// can be read is put beside a model.
+pub fn adapter(data: &[u8]) -> bool {
+    let Some((kind, data)) = data.split_first() else { return false };
+    let directory = tempfile::tempdir().unwrap();
+    let ours = root().join("tests/golden/adapters/ours");
+    let names = ["adapter_config.json", "adapter_model.safetensors"];
+    for (index, name) in names.into_iter().enumerate() {
+        match index == usize::from(*kind) % names.len() {
+            true => put(directory.path(), name, data),
+            false => put(directory.path(), name, &std::fs::read(ours.join(name)).unwrap()),
+        };
+    }
+    let Ok(adapter) = Adapter::read(directory.path()) else { return false };
+    for layer in adapter.layers() {
+        assert_eq!(layer.a.len() % layer.rank, 0, "{}", layer.module);
+        assert_eq!(layer.b.len() % layer.rank, 0, "{}", layer.module);
+    }
+    let (base, standard) =
+        (tempfile::tempdir().unwrap(), root().join("tests/golden/parity/standard"));
+    for name in ["config.json", "model.safetensors"] {
+        put(base.path(), name, &std::fs::read(standard.join(name)).unwrap());
+    }
+    put(base.path(), "tokenizer.json", TOKENIZER.as_bytes());
+    let builder = Pipeline::builder(base.path().to_string_lossy()).memory_limit(MEMORY).threads(1);
+    builder.adapter(directory.path()).build().and_then(|pipe| pipe.logits(&[0, 1])).is_ok()
+}
+
+/// A run's checkpoint of which one file, named by the first byte, is replaced by the rest, and gone
+/// on from. Unless the file is the manifest, its hash is made to fit: readers must not trust it.
+pub fn resume(data: &[u8]) -> bool {
+    let Some((kind, data)) = data.split_first() else { return false };
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("checkpoint-1");
+    std::fs::create_dir(&place).unwrap();
+    let chosen = usize::from(*kind) % RUN_FILES.len();
+    for (index, (name, bytes)) in RUN_FILES.into_iter().zip(run_files()).enumerate() {
+        put(&place, name, if index == chosen { data } else { bytes.as_slice() });
+    }
+    if RUN_FILES[chosen] != MANIFEST {
+        let files = RUN_FILES.into_iter().filter(|name| *name != MANIFEST).map(|name| {
+            let hash = FileHash::of_file(name, &place.join(name)).unwrap();
+            json!({"name": name, "bytes": hash.bytes, "sha256": hash.sha256})
+        });
+        let files: Vec<_> = files.collect();
+        let manifest = json!({"format": 1, "step": 1, "files": files});
+        put(&place, MANIFEST, manifest.to_string().as_bytes());
+    }
+    train(directory.path()).is_ok()
+}
+
+const MANIFEST: &str = "manifest.json";
+
+/// The files of a checkpoint, in the order of the numbers that name them.
+pub const RUN_FILES: [&str; 5] =
+    [MANIFEST, "state.json", "history.bin", "weights.safetensors", "optimizer.safetensors"];
+
+/// The content of [`RUN_FILES`] after a run of one step.
+pub fn run_files() -> &'static [Vec<u8>] {
+    static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        train(directory.path()).unwrap();
+        let place = directory.path().join("checkpoint-1");
+        RUN_FILES.map(|name| std::fs::read(place.join(name)).unwrap()).to_vec()
+    })
+}
+
+/// Trains a small model from nothing for one step, or goes on from where `directory` stands.
+fn train(directory: &Path) -> dolly_core::Result<()> {
+    static VOCABULARY: OnceLock<Vec<u8>> = OnceLock::new();
+    let tokenizer = VOCABULARY.get_or_init(|| train_tokenizer([""].iter(), 261, 1).unwrap());
+    let shape = json!({
+        "model_type": "gpt_neox", "vocab_size": 261, "hidden_size": 4, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 256,
+    });
+    let config = Config::from_json_bytes(shape.to_string().as_bytes(), Path::new("config.json"))?;
+    let options = TrainingOptions {
+        max_steps: Some(1),
+        batch_size: 1,
+        eval_size: SplitSize::Rows(0),
+        threads: Some(1),
+        resume: true,
+        memory_limit: Some(MEMORY),
+        ..TrainingOptions::default()
+    };
+    let rows = [Record::new("Name a colour.", "Blue.")];
+    let data = Dataset::from_records(rows, "rows", &ReadOptions::default())?;
+    Trainer::from_config(config, tokenizer.clone(), options)?.train(&data, directory).map(drop)
+}
+
+/// Rows of a file of this name, read strictly and with bad ones skipped: both find the same rows,
+/// each is kept or counted, and what is kept can be written and read back.
+fn rows(name: &str, data: &[u8]) -> bool {
+    let read = |on_bad_row| {
+        let options = ReadOptions {
+            on_bad_row,
+            max_line_bytes: 1 << 16,
+            memory_limit: MEMORY,
+            ..ReadOptions::default()
+        };
+        Dataset::from_bytes(data, name, &options)
+    };
+    let strict = read(OnBadRow::Error);
+    let Ok(found) = read(OnBadRow::Skip) else {
+        assert!(strict.is_err());
+        return false;
+    };
+    let summary = &found.summaries()[0];
+    assert_eq!(summary.rows, found.len() as u64);
+    assert_eq!(summary.first_skipped.len() as u64, summary.skipped.min(100));
+    match strict {
+        Ok(strict) => assert!(summary.skipped == 0 && strict.iter().eq(found.iter())),
+        Err(error) => assert!(summary.skipped > 0, "{error}"),
+    }
+    let mut written = Vec::new();
+    for record in found.iter() {
+        assert!(!record.instruction.is_empty() && !record.response.is_empty());
+        serde_json::to_writer(&mut written, record).unwrap();
+        written.push(b'\n');
+    }
+    let again = Dataset::from_bytes(&written, "again.jsonl", &ReadOptions::default()).unwrap();
+    assert!(again.iter().eq(found.iter()));
+    true
 }
 
 /// The repository.

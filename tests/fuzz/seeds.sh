@@ -22,3 +22,20 @@ for file in "$golden"/parity/{standard,tied,sequential}/{config.json,model.safet
     case $file in *.json) kind='\0' ;; *) kind='\1' ;; esac
     { printf "$kind"; cat "$file"; } > "corpus/load/$(printf %s "$file" | tr -c 'A-Za-z0-9.\n' _)"
 done
+mkdir -p corpus/adapter
+for file in "$golden"/adapters/*/adapter_{config.json,model.safetensors}; do
+    [ -e "$file" ] || continue
+    case $file in *.json) kind='\0' ;; *) kind='\1' ;; esac
+    { printf "$kind"; cat "$file"; } > "corpus/adapter/$(printf %s "$file" | tr -c 'A-Za-z0-9.\n' _)"
+done
+seed parquet $golden/dataset/*.parquet
+mkdir -p corpus/jsonl corpus/csv corpus/resume
+printf '{"instruction": "Name a colour.", "context": "", "response": "Blue.", "category": "open_qa"}\n\n' > corpus/jsonl/rows
+printf 'instruction,context,response,category\r\n"a ""b""\r\nc",,d,open_qa\r\n' > corpus/csv/rows
+# The first byte says which file of the checkpoint the rest is.
+printf '\0{"format":1,"step":1,"files":[{"name":"state.json","bytes":2,"sha256":""}]}' > corpus/resume/manifest
+printf '\1{"format":1,"step":1,"epoch":1,"row":0,"seed":42,"options":{},"base":"","data":"","best":null,"best_saved":null,"evaluations_since_best":0}' > corpus/resume/state
+{ printf '\2\1'; head -c 55 /dev/zero; } > corpus/resume/history
+for kind in 3 4; do
+    { printf "\\$kind"; cat "$golden/weights/model.safetensors"; } > "corpus/resume/tensors-$kind"
+done

@@ -20,6 +20,7 @@ BASES = {
     "DataFormatError": ValueError,
     "DeadlineError": TimeoutError,
     "DeviceError": RuntimeError,
+    "DivergedError": ArithmeticError,
     "DollyIOError": OSError,
     "DollyMemoryError": MemoryError,
     "InternalError": Exception,

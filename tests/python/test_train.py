@@ -36,6 +36,8 @@ SMALL: Any = {"batch_size": 2, "eval_size": 4, "learning_rate": 1e-3, "threads":
 
 # Section 4 of the project's design; the others are transformers' Trainer's.
 DEFAULTS = {
+    "config": None,
+    "tokenizer": None,
     "lora": None,
     "epochs": 2,
     "max_steps": None,
@@ -302,6 +304,17 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=words):
         dolly_rs.train(base, ROWS, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_divergence(tmp_path: Path) -> None:
+    model = tiny.chain_model(tmp_path / "model", {})
+    tensors = tiny.chain_tensors({})
+    tensors["embed_out.weight"][5, 5] = np.inf
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(dolly_rs.DivergedError, match="step 1") as caught:
+        dolly_rs.train(model, ROWS, tmp_path / "out", **SMALL)
+    assert caught.value.step == 1
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -9,6 +9,7 @@ use super::order::{self, Purpose, SplitSize};
 use super::read::{self, Input};
 use super::{SetInfo, bytes, parallel};
 use crate::error::{Error, Result, try_vec};
+use crate::options::CancelToken;
 use crate::tokenizer::Tokenizer;
 
 /// The token that ends a text in the GPT-NeoX family.
@@ -192,6 +193,17 @@ impl TextCorpus {
         length: usize,
         end_of_text: Option<u32>,
     ) -> Result<Packed> {
+        self.pack_until(tokenizer, length, end_of_text, None)
+    }
+
+    /// As [`pack`](Self::pack), until `cancel` says stop: it is heard between documents.
+    pub(crate) fn pack_until(
+        &self,
+        tokenizer: &Tokenizer,
+        length: usize,
+        end_of_text: Option<u32>,
+        cancel: Option<&CancelToken>,
+    ) -> Result<Packed> {
         if length == 0 {
             return Err(Error::option("length", length, "1 or more"));
         }
@@ -200,7 +212,10 @@ impl TextCorpus {
                 "the tokenizer has no {END_OF_TEXT}; name the end-of-text id"
             ))
         })?;
-        let encoded = parallel::map(&self.documents, |one| tokenizer.encode(&one.text, false))?;
+        let encoded = parallel::map(&self.documents, |one| {
+            cancel.map_or(Ok(()), CancelToken::check)?;
+            tokenizer.encode(&one.text, false)
+        })?;
         let total = encoded.iter().map(|ids| ids.len() + 1).sum();
         let mut ids = try_vec(total, "packed text")?;
         for document in encoded {

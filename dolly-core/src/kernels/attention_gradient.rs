@@ -15,7 +15,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::linear::resize;
-use super::matmul::{MatmulScratch, Operand, Target, matmul_here};
+use super::matmul::{self, MatmulScratch, Operand, Target, matmul_here};
 use super::pool::{Pool, Shared};
 use super::table::Kernels;
 use crate::error::{Result, try_vec};
@@ -56,6 +56,15 @@ struct Worker {
     block: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
+}
+
+/// Most floats that a thread holds for sequences of up to `longest` rows and heads of `width`.
+pub(crate) fn scratch_floats(longest: usize, width: usize) -> usize {
+    let scores = BLOCK.saturating_mul(longest).saturating_mul(2);
+    let rows = longest.saturating_mul(2).saturating_add(BLOCK).saturating_mul(width);
+    let side = longest.max(width).max(BLOCK);
+    let product = matmul::scratch_floats(side, side);
+    product.saturating_add(scores).saturating_add(rows)
 }
 
 /// Scratch space of every thread of a pool.

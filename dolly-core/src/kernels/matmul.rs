@@ -92,6 +92,21 @@ impl MatmulScratch {
     }
 }
 
+/// Most floats that a thread packs for products of at most so many columns and so large an inner
+/// side.
+pub(crate) fn scratch_floats(columns: usize, inner: usize) -> usize {
+    room(columns.min(TILE_COLUMNS), inner.min(K_SLICE))
+}
+
+/// Floats a thread packs for a tile of `columns` columns, `steps` of K at a time.
+fn room(columns: usize, steps: usize) -> usize {
+    columns.div_ceil(LANES) * panel_floats::<LANES>(steps) + room_of_a(steps)
+}
+
+fn room_of_a(steps: usize) -> usize {
+    A_BLOCK.div_ceil(ROWS) * panel_floats::<ROWS>(steps)
+}
+
 /// `(rows, inner, columns)` of a product.
 pub(crate) type Extent = (usize, usize, usize);
 
@@ -204,12 +219,7 @@ impl<'a> Product<'a> {
 
     /// Floats a thread needs for a tile of `columns` columns.
     fn room(&self, columns: usize) -> usize {
-        let steps = self.extent.1.min(K_SLICE);
-        columns.div_ceil(LANES) * panel_floats::<LANES>(steps) + Self::room_of_a(steps)
-    }
-
-    fn room_of_a(steps: usize) -> usize {
-        A_BLOCK.div_ceil(ROWS) * panel_floats::<ROWS>(steps)
+        room(columns, self.extent.1.min(K_SLICE))
     }
 
     /// Computes the tile at `(row, column)`.
@@ -226,7 +236,7 @@ impl<'a> Product<'a> {
         }
         for k in (0..inner).step_by(K_SLICE) {
             let steps = K_SLICE.min(inner - k);
-            let (packed_a, packed_b) = packed.split_at_mut(Self::room_of_a(steps));
+            let (packed_a, packed_b) = packed.split_at_mut(room_of_a(steps));
             pack(table.interleave_16, &self.b.flip(), (at.1, size.1), (k, steps), packed_b);
             for i in (0..size.0).step_by(A_BLOCK) {
                 let rows = A_BLOCK.min(size.0 - i);

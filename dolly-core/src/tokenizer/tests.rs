@@ -489,5 +489,7 @@ fn a_learned_vocabulary_is_the_reference_trainers() {
     for size in [260, 2_000_000] {
         assert!(super::train_tokenizer(texts.iter(), size, 1).is_err());
     }
-    assert!(super::train_tokenizer(texts.iter(), 300, 0).is_err());
+    for threads in [0, 1025] {
+        assert!(super::train_tokenizer(texts.iter(), 300, threads).is_err());
+    }
 }

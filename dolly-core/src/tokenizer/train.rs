@@ -27,8 +27,8 @@ const LARGEST: usize = 1 << 20;
 /// same bytes whatever `threads`. Texts too few for the wish give a smaller vocabulary.
 ///
 /// # Errors
-/// [`Error::InvalidOption`] for a `vocab_size` below 261 or above 1,048,576, or no threads;
-/// [`Error::Device`] when threads cannot be started.
+/// [`Error::InvalidOption`] for a `vocab_size` below 261 or above 1,048,576, or for no threads or
+/// more than 1024; [`Error::Device`] when threads cannot be started.
 ///
 /// ```
 /// use dolly_core::tokenizer::{Tokenizer, train_tokenizer};
@@ -47,8 +47,8 @@ pub fn train_tokenizer<S: AsRef<str> + Send>(
     if !(SMALLEST..=LARGEST).contains(&vocab_size) {
         return Err(Error::option("vocab_size", vocab_size, "261 to 1048576"));
     }
-    if threads == 0 {
-        return Err(Error::option("threads", threads, "1 or more"));
+    if !(1..=1024).contains(&threads) {
+        return Err(Error::option("threads", threads, "1 to 1024"));
     }
     // The crate would use the process's global pool: a host's own, or one that outlives the call.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 
 use super::model::Sequence;
-use crate::error::{Error, Result};
+use super::network::BatchSize;
+use crate::error::{Error, Result, try_vec};
+use crate::options::CancelToken;
 use crate::prompt::{DollyPrompt, END_KEY, Instruction, Segment};
 use crate::tokenizer::Tokenizer;
 
@@ -57,17 +59,19 @@ impl Examples {
     /// more: their `### End` would be cut.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] naming a row (from 0) whose instruction or response is empty, and
-    /// those of encoding.
+    /// [`Error::InvalidInput`] naming a row (from 0) whose instruction or response is empty,
+    /// [`Error::Cancelled`], and those of encoding.
     pub fn from_rows<'a>(
         rows: impl IntoIterator<Item = Row<'a>>,
         tokenizer: &Tokenizer,
         max_length: usize,
+        cancel: Option<&CancelToken>,
     ) -> Result<Self> {
         let prompt = DollyPrompt::new(tokenizer);
         let mut examples = Self::default();
         let mut numbers: HashMap<&str, usize> = HashMap::new();
         for (index, row) in rows.into_iter().enumerate() {
+            cancel.map_or(Ok(()), CancelToken::check)?;
             for (field, text) in [("instruction", row.instruction), ("response", row.response)] {
                 if text.is_empty() {
                     return Err(Error::InvalidInput(format!("row {index}: {field} is empty")));
@@ -92,10 +96,14 @@ impl Examples {
     /// Blocks of plain text, of which every token after the first is predicted.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for a block of fewer than two tokens.
-    pub fn from_blocks(blocks: impl IntoIterator<Item = Vec<u32>>) -> Result<Self> {
+    /// [`Error::InvalidInput`] for a block of fewer than two tokens, and [`Error::Cancelled`].
+    pub fn from_blocks(
+        blocks: impl IntoIterator<Item = Vec<u32>>,
+        cancel: Option<&CancelToken>,
+    ) -> Result<Self> {
         let mut examples = Self::default();
         for (index, ids) in blocks.into_iter().enumerate() {
+            cancel.map_or(Ok(()), CancelToken::check)?;
             if ids.len() < 2 {
                 let reason = format!("block {index} has {} tokens; 2 are needed", ids.len());
                 return Err(Error::InvalidInput(reason));
@@ -103,6 +111,15 @@ impl Examples {
             examples.list.push(Example { ids, first_label: 1, category: None });
         }
         Ok(examples)
+    }
+
+    /// What no batch of `size` sequences is larger than: that of the longest ones.
+    pub fn largest_batch(&self, size: usize) -> Result<BatchSize> {
+        let mut lengths = try_vec(self.list.len(), "the lengths of sequences")?;
+        lengths.extend(self.list.iter().map(|example| example.ids.len()));
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let tokens = lengths.iter().take(size).sum();
+        Ok(BatchSize { tokens, longest: lengths.first().copied().unwrap_or(0) })
     }
 
     /// SHA-256 over ids and first labels in order: another tokenizer, order or split is other data.

@@ -7,6 +7,8 @@
 mod checkpoint;
 mod evaluate;
 mod examples;
+#[cfg(test)]
+mod kill;
 mod log;
 mod lora;
 mod model;

@@ -79,9 +79,12 @@ pub struct TrainingOptions {
     /// Stops after so many evaluations in a row without a new best; the result is then the best
     /// checkpoint, and every new best is saved. `None` is off.
     pub early_stopping_patience: Option<usize>,
-    /// Bytes the run may take; checked before anything is allocated.
+    /// Bytes the run may take: weights, gradients, moments, and an upper bound of the activations
+    /// that the longest sequences would need in one batch. Checked before any of them is allocated;
+    /// the encoded data and what the process holds otherwise are not counted.
     pub memory_limit: Option<u64>,
-    /// Stops the run with [`Error::Cancelled`] at the next batch; checkpoints stay.
+    /// Stops the run with [`Error::Cancelled`] at the next batch, or at the next row while they are
+    /// encoded; checkpoints stay.
     pub cancel: Option<CancelToken>,
 }
 

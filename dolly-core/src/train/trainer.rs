@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::evaluate::evaluate_examples;
 use super::examples::{Examples, Row};
 use super::model::{Network, Parameter};
-use super::network::{NetworkOptions, Trained};
+use super::network::{BatchSize, Footprint, NetworkOptions, Trained};
 use super::result::{AdapterToWrite, ModelToWrite, SHARD_BYTES, write_adapter_result, write_model};
 use super::run::{Job, threads};
 use super::special::TokenizerFile;
@@ -147,9 +147,9 @@ impl<'a> Trainer<'a> {
             }
             false => (data.clone(), None),
         };
-        let length = self.max_length();
+        let (length, cancel) = (self.max_length(), self.options.cancel.as_ref());
         let encode = |data: &Dataset| {
-            Examples::from_rows(data.iter().map(row), &self.tokenizer.tokenizer, length)
+            Examples::from_rows(data.iter().map(row), &self.tokenizer.tokenizer, length, cancel)
         };
         let eval = eval.as_ref().map(encode).transpose()?.unwrap_or_default();
         let examples = encode(&train)?;
@@ -170,11 +170,11 @@ impl<'a> Trainer<'a> {
             }
             false => (corpus.clone(), None),
         };
-        let length = self.max_length();
+        let (length, cancel) = (self.max_length(), self.options.cancel.as_ref());
         let end = self.config.eos_token_ids.first().copied();
         let pack = |corpus: &TextCorpus| {
-            let packed = corpus.pack(&self.tokenizer.tokenizer, length, end)?;
-            Examples::from_blocks(packed.blocks().map(<[u32]>::to_vec))
+            let packed = corpus.pack_until(&self.tokenizer.tokenizer, length, end, cancel)?;
+            Examples::from_blocks(packed.blocks().map(<[u32]>::to_vec), cancel)
         };
         let eval = eval.as_ref().map(pack).transpose()?.unwrap_or_default();
         let examples = pack(&train)?;
@@ -196,7 +196,13 @@ impl<'a> Trainer<'a> {
     ) -> Result<TrainingRun> {
         let mut manifest = self.manifest(sources, output_dir)?;
         let base = self.base_digest(&manifest);
-        let mut network = self.network()?;
+        let size = self.options.batch_size;
+        let (one, other) = (train.largest_batch(size)?, eval.largest_batch(size)?);
+        let batch = BatchSize {
+            tokens: one.tokens.max(other.tokens),
+            longest: one.longest.max(other.longest),
+        };
+        let mut network = self.network(batch)?;
         let run = super::run::run(Job {
             model: &mut network,
             options: &self.options,
@@ -206,44 +212,50 @@ impl<'a> Trainer<'a> {
             base,
             on_step: &mut *self.on_step,
         })?;
+        tracing::debug!(bytes = network.memory_bytes(), "memory the network took");
         metrics(&mut manifest, &run);
         self.write(&network, &manifest, output_dir)?;
         Ok(run)
     }
 
-    /// The network with its first weights, within the memory limit.
-    fn network(&self) -> Result<Network> {
+    /// The network with its first weights, for batches up to `batch`, within the memory limit.
+    fn network(&self, batch: BatchSize) -> Result<Network> {
         let rows = match self.options.lora {
             // One row per id, as the original's resize.
             None => self.tokenizer.tokenizer.vocab_size(),
             Some(_) => self.config.vocab_size,
         };
         let config = Config { vocab_size: rows, ..self.config.clone() };
-        let trained = if self.options.lora.is_none() { config.parameters() } else { 0 };
-        self.check_memory(config.parameters().saturating_mul(4), trained)?;
         let trained = self.options.lora.clone().map_or(Trained::All, Trained::Adapters);
         let options = network_options(&self.options, trained);
+        self.check_memory(&config, &options, batch)?;
         let seed = self.options.seed;
-        let network = match &self.base {
-            Some(base) => Network::load(&base.checkpoint, config, rows, &options, seed)?,
-            None => Network::initialised(config, &options, seed)?,
-        };
-        let trained = network.parameters().iter().filter(|p| p.trainable);
-        let trained = trained.map(|p| p.values.len() as u64).sum();
-        self.check_memory(network.memory_bytes(), trained)?;
-        Ok(network)
+        match &self.base {
+            Some(base) => Network::load(&base.checkpoint, config, rows, &options, seed),
+            None => Network::initialised(config, &options, seed),
+        }
     }
 
-    /// `held` bytes, and for each trained weight its gradient and two moments.
-    fn check_memory(&self, held: u64, trained: u64) -> Result<()> {
-        let needed = held.saturating_add(trained.saturating_mul(12));
-        match self.options.memory_limit {
-            Some(limit) if needed > limit => {
-                let what = "training (weights, gradients and moments)".to_owned();
-                Err(Error::MemoryLimit { what, needed, limit })
-            }
-            _ => Ok(()),
+    /// Refuses what is beyond the memory limit; nothing of it is allocated yet.
+    fn check_memory(
+        &self,
+        config: &Config,
+        options: &NetworkOptions,
+        batch: BatchSize,
+    ) -> Result<()> {
+        let Some(limit) = self.options.memory_limit else { return Ok(()) };
+        let plan = Footprint::new(config, options, batch)?;
+        let needed = plan.total();
+        if needed <= limit {
+            return Ok(());
         }
+        let Footprint { weights, gradients, moments, activations } = plan;
+        let what = format!(
+            "training (weights {weights}, gradients {gradients}, moments {moments}, activations of \
+             batches of up to {} tokens {activations})",
+            batch.tokens
+        );
+        Err(Error::MemoryLimit { what, needed, limit })
     }
 
     fn manifest(&self, sources: &[SetInfo], output_dir: &Path) -> Result<Manifest> {
@@ -361,11 +373,12 @@ pub fn evaluate_with_source(
     }
     let longest = config.max_position_embeddings;
     let length = options.max_length.unwrap_or(longest).min(longest);
-    let examples = Examples::from_rows(data.iter().map(row), &tokenizer, length)?;
+    let cancel = options.cancel.as_ref();
+    let examples = Examples::from_rows(data.iter().map(row), &tokenizer, length, cancel)?;
     let rows = config.vocab_size;
     let network = network_options(options, Trained::Nothing);
     let mut network = Network::load(&checkpoint, config, rows, &network, 0)?;
-    evaluate_examples(&mut network, &examples, options.batch_size, options.cancel.as_ref())
+    evaluate_examples(&mut network, &examples, options.batch_size, cancel)
 }
 
 fn network_options(options: &TrainingOptions, trained: Trained) -> NetworkOptions {

@@ -14,7 +14,8 @@ const STRETCH: u64 = 32 << 20;
 /// A file under construction beside its destination.
 ///
 /// [`commit`](Self::commit) makes it durable and puts it in place; dropped before that, it is
-/// removed and the destination is as it was, whether the process went on, failed or died.
+/// removed. Until then the destination is as it was. What a killed process leaves behind is known by
+/// its name: [`is_partial`](Self::is_partial).
 #[derive(Debug)]
 pub(crate) struct AtomicFile {
     file: File,
@@ -25,6 +26,17 @@ pub(crate) struct AtomicFile {
 }
 
 impl AtomicFile {
+    /// Whether `name` is one that [`create`](Self::create) gives: `.NAME.PROCESS-NUMBER.partial`.
+    pub(crate) fn is_partial(name: &str) -> bool {
+        let parts = name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial"));
+        let Some((file, numbers)) = parts.and_then(|parts| parts.rsplit_once('.')) else {
+            return false;
+        };
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let (process, number) = numbers.split_once('-').unwrap_or_default();
+        !file.is_empty() && is_number(process) && is_number(number)
+    }
+
     /// Creates a sibling of `destination`, in the same directory so that a rename can replace it.
     pub(crate) fn create(destination: &Path) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -16,6 +16,7 @@ from .errors import (
     DataFormatError,
     DeadlineError,
     DeviceError,
+    DivergedError,
     DollyError,
     DollyIOError,
     DollyMemoryError,
@@ -34,7 +35,7 @@ from .provenance import Lineage, LineageWarning, lineage
 from .results import Classification, Generation, Record, Score, Timings, TokenLogprob, Usage
 from .runs import TrainingRun
 from .streaming import Stream
-from .training import evaluate, train, train_text
+from .training import evaluate, train, train_text, train_tokenizer
 
 __all__ = [
     "CancelledError",
@@ -45,6 +46,7 @@ __all__ = [
     "Dataset",
     "DeadlineError",
     "DeviceError",
+    "DivergedError",
     "DollyError",
     "DollyIOError",
     "DollyMemoryError",
@@ -82,4 +84,5 @@ __all__ = [
     "tensors",
     "train",
     "train_text",
+    "train_tokenizer",
 ]

@@ -30,6 +30,7 @@ __all__ = [
     "tensors",
     "train",
     "train_text",
+    "train_tokenizer",
 ]
 
 _Timings: TypeAlias = tuple[float, float, float, float, list[float]]
@@ -43,6 +44,8 @@ _Callables: TypeAlias = tuple[
     Callable[[int, int | None, str], object] | None,
 ]
 _Row: TypeAlias = tuple[str, str, str, str | None]
+# A model's name, or configuration and tokenizer of a model from nothing: each a path, or bytes.
+_Start: TypeAlias = str | tuple[str | bytes, str | bytes]
 
 __version__: str
 
@@ -148,7 +151,7 @@ def merge_adapter(
 ) -> None: ...
 def lineage(directory: str) -> tuple[str, str, str]: ...
 def train(
-    model: str,
+    start: _Start,
     data: Dataset,
     output_dir: str,
     options: _Options,
@@ -156,11 +159,12 @@ def train(
     callables: _Callables,
 ) -> dict[str, Any]: ...
 def train_text(
-    model: str,
+    start: _Start,
     text: _Text,
     output_dir: str,
     options: _Options,
     bundled_dir: str,
     callables: _Callables,
 ) -> dict[str, Any]: ...
+def train_tokenizer(texts: Sequence[str], vocab_size: int, threads: int | None) -> bytes: ...
 def evaluate(model: str, data: Dataset, options: _Options, bundled_dir: str) -> Evaluation: ...

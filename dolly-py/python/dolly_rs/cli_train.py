@@ -46,8 +46,9 @@ _NUMBERS = (
 
 def add(commands: Any) -> None:
     """Add both commands to those of the command line."""
-    parser = commands.add_parser("train", help="fine-tune a model on your own data")
-    parser.add_argument("model", help="hub id, directory, .gguf file or dolly-nano")
+    parser = commands.add_parser("train", help="train a model on your own data")
+    model = "hub id, directory, .gguf file or dolly-nano; - for one from nothing"
+    parser.add_argument("model", help=model)
     _add_data(parser)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="for result and logs")
     parser.add_argument("--source", metavar="TEXT", help="where the data was had from")
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto or cpu")
     parser.add_argument("--text", action="store_true", help="DATA is plain text to continue on")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="of files of rows")
+    _add_nothing(parser)
     _add_options(parser)
     _add_lora(parser)
     parser.set_defaults(command=_train)
@@ -79,6 +81,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="such as response=output; repeatable",
     )
     parser.add_argument("--on-bad-row", choices=("error", "skip"), default="error")
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a model from nothing", "where MODEL is -")
+    group.add_argument("--config", metavar="FILE", help="its config.json")
+    group.add_argument("--tokenizer", metavar="FILE", help="its tokenizer.json")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +139,10 @@ def _data(
     )
 
 
+def _model(parsed: argparse.Namespace) -> str | None:
+    return None if parsed.model == "-" else str(parsed.model)
+
+
 def _train(parsed: argparse.Namespace) -> None:
     names = [one.name for one in fields(_Options) if one.name != "lora"]
     given: Any = {name: getattr(parsed, name) for name in names}
@@ -142,9 +154,11 @@ def _train(parsed: argparse.Namespace) -> None:
         run = _train_text(parsed, options, on_step, terminal)
     else:
         run = train(
-            parsed.model,
+            _model(parsed),
             _data(parsed, parsed.source, parsed.licence),
             parsed.output_dir,
+            config=parsed.config,
+            tokenizer=parsed.tokenizer,
             on_step=on_step,
             progress=terminal,
             **options,
@@ -160,9 +174,11 @@ def _train_text(
     if parsed.column or parsed.on_bad_row != "error":
         raise ValueError("--column and --on-bad-row are for instruction data, not for --text")
     return train_text(
-        parsed.model,
+        _model(parsed),
         parsed.data,
         parsed.output_dir,
+        config=parsed.config,
+        tokenizer=parsed.tokenizer,
         column=parsed.text_column,
         source=parsed.source,
         licence=parsed.licence,

@@ -14,6 +14,7 @@ __all__ = [
     "DataFormatError",
     "DeadlineError",
     "DeviceError",
+    "DivergedError",
     "DollyError",
     "DollyIOError",
     "DollyMemoryError",
@@ -119,6 +120,22 @@ class UnsupportedError(DollyError, NotImplementedError):
 
 class NetworkError(DollyError, ConnectionError):
     """A download that failed."""
+
+
+class DivergedError(DollyError, ArithmeticError):
+    """Training met a number that is not finite; the last checkpoint before it is kept.
+
+    Attributes
+    ----------
+    step : int
+        The step, from 1, whose numbers failed; nothing of it was applied.
+    """
+
+    step: int
+
+    def __init__(self, message: str, *, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class CancelledError(DollyError):

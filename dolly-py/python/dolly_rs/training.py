@@ -1,9 +1,14 @@
-"""Fine-tuning: `train` on instructions, `train_text` on plain text, `evaluate` the result."""
+"""Training: `train` on instructions, `train_text` on plain text, `evaluate` the result.
+
+Each starts from a model, or from nothing with a configuration and a tokenizer, for which
+`train_tokenizer` learns a vocabulary.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
@@ -18,12 +23,14 @@ from .runs import Evaluation, StepReport, TrainingRun
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["OnStep", "TrainingNames", "evaluate", "train", "train_text"]
+__all__ = ["OnStep", "TrainingNames", "evaluate", "train", "train_text", "train_tokenizer"]
 
 OnStep = Callable[[StepReport], object]
 """Called after every step; False ends the run there, with a checkpoint and a result."""
 
 Data = str | os.PathLike[str] | Dataset | Iterable[Any]
+Config = Mapping[str, Any] | str | os.PathLike[str]
+TokenizerJson = bytes | bytearray | memoryview | str | os.PathLike[str]
 ScheduleName = Literal["constant", "linear", "cosine"]
 
 
@@ -112,10 +119,12 @@ _NAMES = [one.name for one in fields(_Options)]
 
 
 def train(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None,
     data: Data,
     output_dir: str | os.PathLike[str],
     *,
+    config: Config | None = None,
+    tokenizer: TokenizerJson | None = None,
     lora: LoraConfig | None = None,
     epochs: int = 2,
     max_steps: int | None = None,
@@ -157,12 +166,18 @@ def train(
 
     Parameters
     ----------
-    model : str or path
-        The model to start from, as of `pipeline`.
+    model : str, path or None
+        The model to start from, as of `pipeline`; None for one from nothing.
     data : Dataset, path or rows
         A `Dataset`, or what `load_dataset` reads.
     output_dir : path
         Where the result, checkpoints and logs are written.
+    config : dict or path, optional
+        Where ``model`` is None, the shape of the model from nothing: the keys of ``config.json``,
+        or such a file. Its weights are random; the vocabulary is that of ``tokenizer``.
+    tokenizer : bytes or path, optional
+        Where ``model`` is None, a ``tokenizer.json``, such as `train_tokenizer` makes. Dolly's
+        special tokens are added where it lacks them.
     lora : LoraConfig, optional
         Train low-rank adapters beside frozen weights; every weight is trained without.
     epochs : int
@@ -207,16 +222,20 @@ def train(
     early_stopping_patience : int, optional
         Stop after so many evaluations without a new best; the result is then the best checkpoint.
     memory_limit : int, optional
-        Bytes the run may take, checked before anything is allocated.
+        Bytes the run may take: weights, gradients, moments, and an upper bound of the activations
+        of the longest batch; checked before any of them is allocated.
     progress : bool, optional
         True shows downloads and steps on standard error: as bars where tqdm is installed, else as
         a line of the terminal.
 
     Raises
     ------
+    DivergedError
+        A loss or gradient that is not finite; the last checkpoint before it is kept.
     InvalidArgumentError
-        Also for a loss that is not finite (the last checkpoint is kept), and for an ``output_dir``
-        that holds checkpoints, unless ``resume`` is set.
+        Also for an ``output_dir`` that holds checkpoints, unless ``resume`` is set.
+    TypeError
+        Also for neither a model nor both ``config`` and ``tokenizer``, and for more than that.
     ModelNotFoundError, ModelFormatError, DataFormatError, DollyMemoryError, DeviceError
 
     Examples
@@ -228,9 +247,20 @@ def train(
     ...     answer = dolly_rs.pipeline(out).generate("Say 3.", max_new_tokens=4)
     >>> len(run.history), run.stopped, run.eval_rows
     (2, 'finished', 2)
+
+    From nothing: a vocabulary of its own, and a shape.
+
+    >>> vocabulary = dolly_rs.train_tokenizer((row["instruction"] for row in rows), 270)
+    >>> shape = dict(model_type="gpt_neox", vocab_size=270, hidden_size=16, num_hidden_layers=2,
+    ...              num_attention_heads=2, intermediate_size=64, max_position_embeddings=256)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     run = dolly_rs.train(None, rows, out, config=shape, tokenizer=vocabulary, max_steps=2)
+    ...     dolly_rs.pipeline(out).config["hidden_size"]
+    16
     """
     given = dict(locals())
-    check_names(unknown, [*_NAMES, "on_step", "progress"], "keyword")
+    check_names(unknown, [*_NAMES, "config", "tokenizer", "on_step", "progress"], "keyword")
+    start = _start(model, config, tokenizer)
     options = _Options(**{name: given[name] for name in _NAMES})
     rows = _dataset(data)._native
     directory = os.fspath(output_dir)
@@ -238,17 +268,17 @@ def train(
         reporter(progress, f"Downloading {model}") as files,
         step_reporter(progress, on_step) as step,
     ):
-        run = _native.train(
-            os.fspath(model), rows, directory, options, str(BUNDLED), (step, files.download)
-        )
+        run = _native.train(start, rows, directory, options, str(BUNDLED), (step, files.download))
     return TrainingRun(**run)
 
 
 def train_text(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None,
     files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     output_dir: str | os.PathLike[str],
     *,
+    config: Config | None = None,
+    tokenizer: TokenizerJson | None = None,
     texts: Iterable[str] = (),
     column: str = "text",
     name: str | None = None,
@@ -262,7 +292,7 @@ def train_text(
 
     Parameters
     ----------
-    model, output_dir, on_step, progress, **options
+    model, output_dir, config, tokenizer, on_step, progress, **options
         As of `train`.
     files : path, sequence of paths or None
         ``.txt`` files, one text each, or files of rows as `load_dataset` reads them.
@@ -282,7 +312,8 @@ def train_text(
     >>> len(run.history)
     1
     """
-    check_names(options, _NAMES, "keyword")
+    check_names(options, [*_NAMES, "config", "tokenizer"], "keyword")
+    start = _start(model, config, tokenizer)
     listed = [files] if isinstance(files, str | os.PathLike) else files
     text = _Text(
         files=None if listed is None else [os.fspath(one) for one in listed],
@@ -294,15 +325,49 @@ def train_text(
     )
     if (text.files is None) != bool(text.texts):
         raise TypeError("give either files or texts")
-    paths = os.fspath(model), os.fspath(output_dir)
+    directory = os.fspath(output_dir)
     with (
         reporter(progress, f"Downloading {model}") as shown,
         step_reporter(progress, on_step) as step,
     ):
         run = _native.train_text(
-            paths[0], text, paths[1], _Options(**options), str(BUNDLED), (step, shown.download)
+            start, text, directory, _Options(**options), str(BUNDLED), (step, shown.download)
         )
     return TrainingRun(**run)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int | None = None) -> bytes:
+    """Learn a vocabulary for a model from nothing: byte-level BPE as GPT-NeoX has.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        What the most frequent words are learned from.
+    vocab_size : int
+        Number of ids, 261 or more: two special tokens, the 256 bytes, the merges, and Dolly's three
+        tokens. Texts that hold fewer give a smaller vocabulary.
+    threads : int, optional
+        One per core unless given; the result does not depend on it.
+
+    Returns
+    -------
+    bytes
+        A ``tokenizer.json``: for ``tokenizer`` of `train` and `train_text`, or to be written to a
+        file. Ctrl-C is heard while texts are read, not while merges are learned.
+
+    Raises
+    ------
+    InvalidArgumentError, TypeError
+
+    Examples
+    --------
+    >>> import dolly_rs, json
+    >>> tokenizer = json.loads(dolly_rs.train_tokenizer(["low lower lowest"], 264))
+    >>> tokenizer["model"]["merges"]
+    [['l', 'o'], ['lo', 'w'], ['Ġ', 'low']]
+    """
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    return _native.train_tokenizer(listed, vocab_size, threads)
 
 
 def evaluate(
@@ -342,6 +407,48 @@ def evaluate(
     """
     options = _Options(batch_size=batch_size, max_length=max_length, threads=threads)
     return _native.evaluate(os.fspath(model), _dataset(data)._native, options, str(BUNDLED))
+
+
+def _start(
+    model: str | os.PathLike[str] | None, config: Config | None, tokenizer: TokenizerJson | None
+) -> str | tuple[str | bytes, str | bytes]:
+    """What a run starts from: a model's name, or the parts of a model from nothing."""
+    parts = {"config": config, "tokenizer": tokenizer}
+    given = [name for name, part in parts.items() if part is not None]
+    if model is not None:
+        if given:
+            raise TypeError(
+                f"{' and '.join(given)}: for a model from nothing, where model is None; "
+                f"model is {os.fspath(model)!r}"
+            )
+        return os.fspath(model)
+    if config is None or tokenizer is None:
+        raise TypeError(
+            "model is None: a model from nothing needs config and tokenizer; "
+            f"{given[0] + ' alone' if given else 'neither'} was given"
+        )
+    return _config(config), _tokenizer(tokenizer)
+
+
+def _config(config: Config) -> str | bytes:
+    """A file, or the text of one."""
+    if isinstance(config, str | os.PathLike):
+        return os.fspath(config)
+    if isinstance(config, Mapping):
+        return json.dumps(dict(config)).encode()
+    raise TypeError(f"config: expected a dict or a path, got {type(config).__name__}")
+
+
+def _tokenizer(tokenizer: TokenizerJson) -> str | bytes:
+    """A file, or the bytes of one."""
+    if isinstance(tokenizer, bytes | bytearray | memoryview):
+        return bytes(tokenizer)
+    if isinstance(tokenizer, str | os.PathLike):
+        return os.fspath(tokenizer)
+    raise TypeError(
+        f"tokenizer: expected the bytes or the path of a tokenizer.json, got "
+        f"{type(tokenizer).__name__}"
+    )
 
 
 def _dataset(data: Data) -> Dataset:

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::hex::hex;
+use crate::weights::AtomicFile;
 
 /// Bytes gathered before they are hashed and written.
 const BUFFER: usize = 1 << 18;
@@ -188,16 +189,19 @@ pub(super) fn remove(directory: &Path) -> Result<()> {
     attempt(&aside, || std::fs::remove_dir_all(&aside))
 }
 
-/// Removes what a killed run left under construction in `directory`.
+/// Removes what a killed run left under construction in `directory`: directories whose names start
+/// with `prefix`, and files of its result.
 pub(super) fn clean(directory: &Path, prefix: &str) -> Result<()> {
     let entries = std::fs::read_dir(directory).map_err(|error| Error::io(directory, error))?;
     for entry in entries {
         let entry = entry.map_err(|error| Error::io(directory, error))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
+        let path = entry.path();
         if name.starts_with(&format!(".{prefix}")) && name.ends_with(PARTIAL) {
-            let path = entry.path();
             attempt(&path, || std::fs::remove_dir_all(&path))?;
+        } else if AtomicFile::is_partial(name) && path.is_file() {
+            attempt(&path, || std::fs::remove_file(&path))?;
         }
     }
     Ok(())

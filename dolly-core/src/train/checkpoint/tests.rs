@@ -32,7 +32,12 @@ fn only_own_names_are_checkpoints() {
         std::fs::create_dir(dir.path().join(name)).unwrap();
     }
     assert_eq!(list(dir.path()).unwrap(), [7]);
+    let (ours, theirs) = (".model.safetensors.123-4.partial", ["x.1-2.partial", ".x.1-.partial"]);
+    for name in [ours].into_iter().chain(theirs) {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
     clean(dir.path()).unwrap();
     let left = std::fs::read_dir(dir.path()).unwrap().count();
-    assert_eq!(left, others.len() + 2);
+    assert_eq!(left, others.len() + 2 + theirs.len());
+    assert!(!dir.path().join(ours).exists());
 }

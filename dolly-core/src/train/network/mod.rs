@@ -9,6 +9,7 @@
 mod block;
 mod dropout;
 mod head;
+mod memory;
 mod parameters;
 mod pass;
 mod plan;
@@ -23,6 +24,7 @@ use pass::{Executor, Pass};
 use plan::Plan;
 use wiring::Wiring;
 
+pub(crate) use memory::{BatchSize, Footprint};
 pub(crate) use parameters::Parameter;
 pub(crate) use plan::Sequence;
 

@@ -77,7 +77,7 @@ fn options(case: &str, threads: usize, gradient_checkpointing: bool) -> NetworkO
     NetworkOptions { threads, gradient_checkpointing, dropout: 0.0, trained }
 }
 
-fn network(case: &str, options: &NetworkOptions) -> Network {
+pub(super) fn network(case: &str, options: &NetworkOptions) -> Network {
     let name = if case == "lora" { "standard" } else { case };
     let directory = golden().join("parity").join(name);
     let config = directory.join("config.json");

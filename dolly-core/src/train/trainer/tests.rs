@@ -3,6 +3,8 @@ use crate::dataset::ReadOptions;
 use crate::train::{HistoryRow, LoraConfig, StopReason};
 use crate::{Instruction, Pipeline};
 
+mod crash;
+
 /// A byte-level BPE of single characters.
 fn tokenizer() -> Vec<u8> {
     let characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:!?#'ĠĊ-";
@@ -250,4 +252,50 @@ fn what_cannot_be_trained_is_refused() {
     let source = SourceOptions { offline: true, ..SourceOptions::from_env() };
     let missing = Trainer::with_source("no/such-model-here", options(1), &source).map(|_| ());
     assert!(matches!(missing, Err(Error::ModelNotFound { .. })));
+}
+
+/// What is foreseen is what is checked, for full training and adapters; a longer batch needs more.
+#[test]
+fn the_memory_limit_counts_activations() {
+    let base = base();
+    let needed = |options: &TrainingOptions| {
+        let options = TrainingOptions { memory_limit: Some(1), ..options.clone() };
+        let out = tempfile::tempdir().unwrap();
+        let error = Trainer::new(id(&base), options).unwrap().train(&data(), out.path());
+        // Nothing was begun.
+        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+        match error {
+            Err(Error::MemoryLimit { needed, limit: 1, .. }) => needed,
+            other => panic!("{other:?}"),
+        }
+    };
+    for lora in [None, Some(LoraConfig::default())] {
+        let options = TrainingOptions { lora, ..options(1) };
+        let one = needed(&options);
+        let four = needed(&TrainingOptions { batch_size: 4, ..options.clone() });
+        // Rows have 200 tokens, each with more than ten times the hidden size of f32.
+        assert!(four > one + 3 * 200 * 10 * 16 * 4, "{four} after {one}");
+        for (limit, fits) in [(one - 1, false), (one, true)] {
+            let options = TrainingOptions { memory_limit: Some(limit), ..options.clone() };
+            let out = tempfile::tempdir().unwrap();
+            let run = Trainer::new(id(&base), options).unwrap().train(&data(), out.path());
+            assert_eq!(run.is_ok(), fits, "{limit}");
+        }
+    }
+}
+
+#[test]
+fn a_cancel_is_heard_before_the_first_step() {
+    let (base, out) = (base(), tempfile::tempdir().unwrap());
+    let token = crate::CancelToken::new();
+    token.cancel();
+    let options = TrainingOptions { cancel: Some(token), ..options(1) };
+    let trainer = || Trainer::new(id(&base), options.clone()).unwrap();
+    let texts = ["Sheep graze.".repeat(50)];
+    let corpus = TextCorpus::from_texts(texts, "sheep", &ReadOptions::default()).unwrap();
+    let runs = [trainer().train(&data(), out.path()), trainer().train_text(&corpus, out.path())];
+    for run in runs {
+        assert!(matches!(run, Err(Error::Cancelled)), "{run:?}");
+    }
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
 }
