@@ -111,7 +111,6 @@ fn make(shape: &str, directory: &Path) {
         .zip(&sources)
         .map(|(spec, source)| TensorToWrite { name: &spec.name, shape: &spec.shape, source })
         .collect();
-    let parameters: usize = specs.iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
     let weights = directory.join("model.safetensors");
     write_safetensors_from(&weights, &tensors, WeightFormat::F16).unwrap();
     let end = "<|endoftext|>";
@@ -122,7 +121,6 @@ fn make(shape: &str, directory: &Path) {
     std::fs::write(directory.join("tokenizer.json"), tokenizer()).unwrap();
     std::fs::write(directory.join("tokenizer_config.json"), tokenizer_config.to_string()).unwrap();
     std::fs::write(directory.join("config.json"), bytes).unwrap();
-    println!("{}", json!({"parameters": parameters}));
 }
 
 /// Prompts nobody has seen before: a cache of prefixes, ours or a peer's, finds nothing.
@@ -206,7 +204,7 @@ fn peak_mb() -> Option<f64> {
 }
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match *words {
         // `cargo test --benches` runs it so: there is nothing to measure.
