@@ -1,0 +1,95 @@
+"""From measured values to medians, ratios, a table and a plot."""
+
+import json
+import statistics
+import subprocess
+from pathlib import Path
+
+from engines import LOWER_IS_BETTER, MEASURES, OURS, PEAK
+
+COLUMNS = MEASURES | {"peak": PEAK}
+
+
+def summary(values):
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "values": values}
+
+
+def ratios(lines, mapped_too=True):
+    """Per measure, ours over the best peer of the same shape and width, with that peer's label.
+
+    `lines` are those of one shape and width: label, engine, mapped, and per measure a summary.
+    """
+    found = {}
+    ours = next((line for line in lines if line["engine"] == OURS), None)
+    for measure in COLUMNS if ours else ():
+        peers = [line for line in lines if line["engine"] != OURS and measure in line["measures"]]
+        peers = [line for line in peers if mapped_too or not line["mapped"]]
+        if measure not in ours["measures"] or not peers:
+            continue
+        best = min if measure in LOWER_IS_BETTER else max
+        peer = best(peers, key=lambda line: line["measures"][measure]["median"])
+        ratio = ours["measures"][measure]["median"] / peer["measures"][measure]["median"]
+        found[measure] = {"ratio": ratio, "peer": peer["label"]}
+    return found
+
+
+def shown(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cell(line, measure):
+    if measure not in line["measures"]:
+        return "not run" if measure in line["failed"] else ""
+    found = line["measures"][measure]
+    if found["low"] == found["high"]:
+        return shown(found["median"])
+    return f"{shown(found['median'])} ({shown(found['low'])} to {shown(found['high'])})"
+
+
+def section(shape, width, lines, unavailable):
+    """The table of one shape and width in Markdown."""
+    out = [f"### {shape}, {width}", "", f"| | bits/weight | {' | '.join(COLUMNS.values())} |",
+           "|" + "---|" * (len(COLUMNS) + 2)]
+    for line in lines:
+        bits = "" if line["bits"] is None else f"{line['bits']:.2f}"
+        out.append(f"| {line['label']} | {bits} | " + " | ".join(cell(line, measure) for measure in COLUMNS) + " |")
+    best = ratios(lines)
+    cells = [f"**{best[m]['ratio']:.2f}** ({best[m]['peer']})" if m in best else "" for m in COLUMNS]
+    out += [f"| ratio to the best peer | | {' | '.join(cells)} |", ""]
+    unmapped = ratios(lines, mapped_too=False).get("peak")
+    if unmapped and unmapped["peer"] != best["peak"]["peer"]:
+        out += [f"Peak memory beside the best peer that does not map its weights ({unmapped['peer']}): "
+                f"{unmapped['ratio']:.2f}.", ""]
+    out += [f"- {what}: {why}" for what, why in sorted(unavailable.items())]
+    return "\n".join(out) + "\n"
+
+
+def markdown(results):
+    machine, quiet = results["machine"], results["quiet"]
+    head = [
+        f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])}), {machine['memory_gb']:.0f} GB, "
+        f"{results['threads']} threads, {results['rounds']} rounds; medians (lowest to highest round).",
+        "",
+        f"Load average before the processes: {quiet['load']['median']:.1f} ({quiet['load']['low']:.1f} to "
+        f"{quiet['load']['high']:.1f}), this bench's own threads included; cores that others took while they ran: "
+        f"{quiet['others']['median']:.2f} ({quiet['others']['low']:.2f} to {quiet['others']['high']:.2f}).",
+        "",
+    ]
+    return "\n".join(head) + "\n" + "\n".join(
+        section(part["shape"], part["width"], part["lines"], part["unavailable"]) for part in results["parts"])
+
+
+def write(results, out, environments):
+    """`engine.json`, `engine.md`, and `engine.svg` where matplotlib is to be had."""
+    from environments import Unavailable
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "engine.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "engine.md").write_text(markdown(results), encoding="utf-8")
+    try:
+        python = environments.python("plot")
+    except Unavailable as error:
+        print(f"no plot: {error}", flush=True)
+        return
+    plot = Path(__file__).with_name("plot.py")
+    subprocess.run([python, plot, out / "engine.json", out / "engine.svg"], check=True)
