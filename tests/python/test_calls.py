@@ -230,7 +230,13 @@ def test_config_and_memory(chain: Pipe) -> None:
     weights = sum(array.nbytes for array in tiny.chain_tensors({}).values())
     assert chain.memory.weights >= weights
     assert chain.memory.cache_per_token == 2 * 4 * tiny.VOCAB
-    assert set(chain.memory) == {"weights", "cache", "workspace", "cache_per_token"}
+    assert set(chain.memory) == {
+        "weights",
+        "cache",
+        "prefix_cache",
+        "workspace",
+        "cache_per_token",
+    }
     assert chain.context_length == tiny.CONTEXT
     assert chain.weight_format == "f32"
 

@@ -83,9 +83,11 @@ impl Vector for Avx2 {
             let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(rows[i]));
             // Columns of four rows in each half of a register, then of all eight.
             let four = |i: usize| {
-                let (a, b) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                let (a, b) =
+                    (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
                 let i = i + 2;
-                let (c, d) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                let (c, d) =
+                    (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
                 [
                     _mm256_shuffle_ps::<0x44>(a, c),
                     _mm256_shuffle_ps::<0xee>(a, c),

@@ -13,11 +13,11 @@
 //! added in order, whatever the tiles. So results do not depend on threads.
 
 use super::linear::resize;
-use packing::{pack, panel_floats};
 use super::pool::{Pool, Shared};
 use super::table::Kernels;
 use super::vector::{LANES, Vector};
 use crate::error::Result;
+use packing::{pack, panel_floats};
 
 pub(super) mod packing;
 
@@ -268,9 +268,11 @@ impl Block<'_> {
     unsafe fn run(&self, kernels: Kernels, c: *mut f32, stride: usize) {
         let kernel = kernels.table().matmul_tile;
         let (rows, columns) = self.size;
-        let panels = self.b.chunks_exact(panel_floats::<LANES>(self.steps)).zip((0..columns).step_by(LANES));
+        let panels =
+            self.b.chunks_exact(panel_floats::<LANES>(self.steps)).zip((0..columns).step_by(LANES));
         for (b, j) in panels {
-            let blocks = self.a.chunks_exact(panel_floats::<ROWS>(self.steps)).zip((0..rows).step_by(ROWS));
+            let blocks =
+                self.a.chunks_exact(panel_floats::<ROWS>(self.steps)).zip((0..rows).step_by(ROWS));
             for (a, i) in blocks {
                 let whole = rows - i >= ROWS && columns - j >= LANES;
                 // SAFETY: the tile is whole, or copied through a whole one: both are inside C. The
