@@ -215,6 +215,18 @@ def test_tokenizer(chain: Pipe, nano: Pipe) -> None:
     assert nano.tokenizer.decode(nano.tokenizer.encode(text)) == text
 
 
+def test_less_work(chain: Pipe) -> None:
+    whole = chain.generate("Say what was said before.")
+    again = chain.generate("Say what was said before.", prompt_lookup=8)
+    assert (again.text, again.token_ids) == (whole.text, whole.token_ids)
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    assert whole.usage.drafted_tokens == whole.usage.accepted_tokens == 0
+    quoted = chain.generate(ANSWER + ANSWER, prompt_lookup=8)
+    assert quoted.token_ids == whole.token_ids
+    assert quoted.usage.accepted_tokens > 0
+    assert chain.memory.prefix_cache > 0
+
+
 def test_config_and_memory(chain: Pipe) -> None:
     config = chain.config
     assert config.hidden_size == config["hidden_size"] == tiny.VOCAB

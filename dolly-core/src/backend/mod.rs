@@ -15,7 +15,7 @@ use crate::weights::{RowSource, WeightFormat};
 pub mod candle;
 pub mod cpu;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Consecutive new tokens of one sequence within the rows of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

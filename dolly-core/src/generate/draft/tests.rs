@@ -52,7 +52,7 @@ fn a_quote_is_foretold_from_its_third_token_on() {
     let prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9];
     let mut drafter = drafter(8);
     drafter.note_token();
-    assert_eq!(drafter.draft(&prompt, &[3], 8), []);
+    assert!(drafter.draft(&prompt, &[3], 8).is_empty());
     drafter.note_token();
     assert_eq!(drafter.draft(&prompt, &[3, 4], 8), [5, 6, 7, 8]);
     (0..5).for_each(|_| drafter.note_token());
@@ -65,7 +65,7 @@ fn a_quote_is_foretold_from_its_third_token_on() {
 fn a_repetition_goes_on_as_long_as_the_draft() {
     assert_eq!(drafter(6).draft(&[9], &[5, 6, 5, 6], 4), [5, 6, 5, 6]);
     assert_eq!(drafter(6).draft(&[9], &[7, 7, 7], 3), [7, 7, 7]);
-    assert_eq!(drafter(6).draft(&[9], &[7, 7], 3), []);
+    assert!(drafter(6).draft(&[9], &[7, 7], 3).is_empty());
 }
 
 #[test]
