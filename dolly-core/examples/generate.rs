@@ -44,6 +44,9 @@ struct Arguments {
     /// Bytes that weights and caches may take.
     #[arg(long)]
     memory_limit: Option<u64>,
+    /// Bytes for the cache rows of prompts that were read; 0 is off.
+    #[arg(long)]
+    prefix_cache: Option<u64>,
     #[command(flatten)]
     sampling: Sampling,
 }
@@ -88,6 +91,9 @@ struct Sampling {
     /// Number of answers.
     #[arg(long, default_value_t = 1)]
     num_return_sequences: usize,
+    /// Guess up to so many tokens of each step from prompt and answer.
+    #[arg(long)]
+    prompt_lookup: Option<usize>,
     /// Seconds allowed for the answer.
     #[arg(long)]
     deadline: Option<f64>,
@@ -131,6 +137,7 @@ impl Sampling {
             ignore_end: self.ignore_end,
             num_return_sequences: self.num_return_sequences,
             logprobs: None,
+            prompt_lookup: self.prompt_lookup,
             deadline,
             cancel: None,
             return_full_text: self.return_full_text,
@@ -164,6 +171,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     }
     if let Some(bytes) = arguments.memory_limit {
         builder = builder.memory_limit(bytes);
+    }
+    if let Some(bytes) = arguments.prefix_cache {
+        builder = builder.prefix_cache(bytes);
     }
     if std::io::stderr().is_terminal() {
         builder = builder.on_download(show_download());

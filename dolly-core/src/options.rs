@@ -118,6 +118,11 @@ pub struct GenerateOptions {
     pub num_return_sequences: usize,
     /// Report the log-probability of each token and of this many likeliest alternatives (0 to 100).
     pub logprobs: Option<usize>,
+    /// Guess up to this many tokens of each step from what was read and written before, 1 to 64
+    /// (Saxena, "Prompt Lookup Decoding", 2023). The answer is the same, token for token; where it
+    /// quotes its prompt it takes fewer steps. See
+    /// [`Usage::accepted_tokens`](crate::Usage::accepted_tokens).
+    pub prompt_lookup: Option<usize>,
     /// Time allowed from the call on, queueing included; the text so far is returned.
     pub deadline: Option<Duration>,
     /// Stops the request from another thread; the text so far is returned.
@@ -150,6 +155,7 @@ impl Default for GenerateOptions {
             ignore_end: false,
             num_return_sequences: 1,
             logprobs: None,
+            prompt_lookup: None,
             deadline: None,
             cancel: None,
             return_full_text: false,
@@ -209,6 +215,9 @@ impl GenerateOptions {
         }
         if let Some(n) = self.logprobs.filter(|n| *n > 100) {
             return Err(Error::option("logprobs", n, "0 to 100"));
+        }
+        if let Some(n) = self.prompt_lookup.filter(|n| !(1..=64).contains(n)) {
+            return Err(Error::option("prompt_lookup", n, "1 to 64"));
         }
         if self.stop.len() > 64 {
             return Err(Error::option(

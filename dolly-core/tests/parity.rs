@@ -55,7 +55,9 @@ fn dynamic_rope_scaling_is_refused_by_name() {
 
 #[test]
 fn cached_decode_equals_full_forward_bit_for_bit() {
-    let pipe = parity_pipeline("standard", false);
+    let directory = parity_model("standard");
+    let id = directory.path().to_str().unwrap();
+    let pipe = Pipeline::builder(id).prefix_cache(0).build().unwrap();
     let golden = &goldens("standard")[2];
     let options = GenerateOptions { logprobs: Some(5), ..greedy(24) };
     let answer = pipe.complete(Prompt::Ids(&golden.ids), &options).unwrap();

@@ -47,6 +47,7 @@ pub(crate) struct Loader {
     context_length: Option<usize>,
     memory_limit: Option<u64>,
     max_batch: Option<usize>,
+    prefix_cache: Option<u64>,
     revision: Option<String>,
     offline: Option<bool>,
     bundled_dir: Option<PathBuf>,
@@ -89,6 +90,9 @@ impl Loader {
         }
         if let Some(sequences) = self.max_batch {
             builder = builder.max_batch(sequences);
+        }
+        if let Some(bytes) = self.prefix_cache {
+            builder = builder.prefix_cache(bytes);
         }
         if let Some(revision) = self.revision {
             builder = builder.revision(revision);
@@ -218,6 +222,18 @@ pub unsafe extern "C" fn dolly_loader_set_max_batch(
 ) -> dolly_status {
     // SAFETY: `error` is NULL or valid for writing by the header's contract.
     unsafe { guard(error, || change(loader, |held| held.max_batch = Some(sequences))) }
+}
+
+/// Bytes for the cache rows of prompts that were read, from which requests that begin alike copy;
+/// 0 is off; a sixteenth of the weights, at least 64 MiB, unless set. Results do not depend on it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_loader_set_prefix_cache(
+    loader: *mut dolly_loader,
+    bytes: u64,
+    error: *mut *mut dolly_error,
+) -> dolly_status {
+    // SAFETY: `error` is NULL or valid for writing by the header's contract.
+    unsafe { guard(error, || change(loader, |held| held.prefix_cache = Some(bytes))) }
 }
 
 /// Branch, tag or commit of a hub id; "main" unless set.

@@ -220,6 +220,20 @@ pub unsafe extern "C" fn dolly_options_set_no_repeat_ngram(
     unsafe { set(options, error, |held| held.no_repeat_ngram = length) }
 }
 
+/// Guess up to this many tokens of each step from what was read and written before, 1 to 64; 0 is
+/// off, the default. The answer is the same, token for token; where it quotes its prompt it takes
+/// fewer steps.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_options_set_prompt_lookup(
+    options: *mut dolly_options,
+    tokens: usize,
+    error: *mut *mut dolly_error,
+) -> dolly_status {
+    let lookup = Some(tokens).filter(|tokens| *tokens > 0);
+    // SAFETY: passed on.
+    unsafe { set(options, error, |held| held.prompt_lookup = lookup) }
+}
+
 /// Seed of the draws. Unset, each request takes a fresh one and reports it in its result.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dolly_options_set_seed(

@@ -243,3 +243,20 @@ pub unsafe extern "C" fn dolly_pipeline_memory(
         })
     }
 }
+
+/// Bytes of the rows of earlier prompts that are kept for requests that begin alike
+/// (dolly_loader_set_prefix_cache); not part of what dolly_pipeline_memory tells.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_pipeline_prefix_cache(
+    pipeline: *const dolly_pipeline,
+    bytes: *mut u64,
+) -> dolly_status {
+    // SAFETY: out-pointers are valid for writing by the header's contract.
+    unsafe {
+        guard(null_mut(), || {
+            let pipe = handle::get(pipeline)?;
+            Out::new(bytes, "bytes")?.write(pipe.memory().prefix_cache);
+            Ok(())
+        })
+    }
+}

@@ -167,6 +167,30 @@ pub unsafe extern "C" fn dolly_result_usage(
     }
 }
 
+/// Work that was saved: prompt tokens taken from the rows of requests that began alike, tokens that
+/// dolly_options_set_prompt_lookup guessed, and those of them that were right and saved a step.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_result_savings(
+    result: *const dolly_result,
+    cached_tokens: *mut usize,
+    drafted_tokens: *mut usize,
+    accepted_tokens: *mut usize,
+) -> dolly_status {
+    // SAFETY: out-pointers are valid for writing by the header's contract.
+    unsafe {
+        guard(null_mut(), || {
+            let answer = handle::get(result)?;
+            let cached = Out::new(cached_tokens, "cached_tokens")?;
+            let drafted = Out::new(drafted_tokens, "drafted_tokens")?;
+            let accepted = Out::new(accepted_tokens, "accepted_tokens")?;
+            cached.write(answer.generation.usage.cached_tokens);
+            drafted.write(answer.generation.usage.drafted_tokens);
+            accepted.write(answer.generation.usage.accepted_tokens);
+            Ok(())
+        })
+    }
+}
+
 /// Seconds: waiting for the engine, running the prompt, generating, and all from call to result.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dolly_result_timings(

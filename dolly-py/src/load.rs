@@ -47,6 +47,9 @@ pub(crate) fn load(
     if let Some(bytes) = fields.get("memory_limit")? {
         builder = builder.memory_limit(bytes);
     }
+    if let Some(bytes) = fields.get("prefix_cache")? {
+        builder = builder.prefix_cache(bytes);
+    }
     if let Some(revision) = fields.get::<Option<String>>("revision")? {
         builder = builder.revision(revision);
     }

@@ -76,6 +76,7 @@ pub(crate) fn read(options: &Bound<'_, PyAny>) -> Outcome<GenerateOptions> {
         ignore_end: fields.get("ignore_end")?,
         num_return_sequences: fields.get("num_return_sequences")?,
         logprobs: fields.get("logprobs")?,
+        prompt_lookup: fields.get("prompt_lookup")?,
         deadline: deadline(fields.get("deadline")?)?,
         return_full_text: fields.get("return_full_text")?,
         prompt_overflow: overflow(&fields.get::<String>("prompt_overflow")?)?,
@@ -126,6 +127,7 @@ pub(crate) fn default_options(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("ignore_end", options.ignore_end)?;
     dict.set_item("num_return_sequences", options.num_return_sequences)?;
     dict.set_item("logprobs", options.logprobs)?;
+    dict.set_item("prompt_lookup", options.prompt_lookup)?;
     dict.set_item("deadline", options.deadline.map(|time| time.as_secs_f64()))?;
     dict.set_item("return_full_text", options.return_full_text)?;
     dict.set_item("prompt_overflow", "error")?;

@@ -223,6 +223,7 @@ impl NativePipeline {
         dict.set_item("weights", memory.weights)?;
         dict.set_item("cache", memory.cache)?;
         dict.set_item("workspace", memory.workspace)?;
+        dict.set_item("prefix_cache", memory.prefix_cache)?;
         dict.set_item("cache_per_token", memory.cache_per_token)?;
         Ok(dict)
     }

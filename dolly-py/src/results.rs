@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dolly_core::model::Activation;
-use dolly_core::{Config, Generation, TokenLogprob};
+use dolly_core::{Config, Generation, TokenLogprob, Usage};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -13,9 +13,11 @@ use crate::errors::{Failure, Outcome};
 type Timings = (f64, f64, f64, f64, Vec<f64>);
 /// `(id, logprob, [(id, logprob), ...])`.
 type Logprob = (u32, f32, Vec<(u32, f32)>);
-/// `(text, token_ids, finish_reason, (prompt, completion), timings, logprobs, seed)`.
+/// Tokens: `(prompt, completion, cached, drafted, accepted)`.
+type Counts = (usize, usize, usize, usize, usize);
+/// `(text, token_ids, finish_reason, usage, timings, logprobs, seed)`.
 pub(crate) type GenerationParts =
-    (String, Vec<u32>, &'static str, (usize, usize), Timings, Option<Vec<Logprob>>, u64);
+    (String, Vec<u32>, &'static str, Counts, Timings, Option<Vec<Logprob>>, u64);
 
 pub(crate) fn generation(from: Generation) -> GenerationParts {
     let seconds = |time: &Duration| time.as_secs_f64();
@@ -23,7 +25,9 @@ pub(crate) fn generation(from: Generation) -> GenerationParts {
     let tokens = t.tokens.iter().map(seconds).collect();
     let timings =
         (seconds(&t.queue), seconds(&t.prefill), seconds(&t.decode), seconds(&t.total), tokens);
-    let usage = (from.usage.prompt_tokens, from.usage.completion_tokens);
+    let Usage { prompt_tokens, completion_tokens, cached_tokens, .. } = from.usage;
+    let drafts = (from.usage.drafted_tokens, from.usage.accepted_tokens);
+    let usage = (prompt_tokens, completion_tokens, cached_tokens, drafts.0, drafts.1);
     let one = |TokenLogprob { id, logprob, top, .. }| (id, logprob, top);
     let logprobs = from.logprobs.map(|all| all.into_iter().map(one).collect());
     let reason = from.finish_reason.name();

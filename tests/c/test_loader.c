@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
     OK(dolly_loader_set_context_length(loader, 64, ERR));
     OK(dolly_loader_set_memory_limit(loader, (uint64_t)1 << 30, ERR));
     OK(dolly_loader_set_max_batch(loader, 4, ERR));
+    OK(dolly_loader_set_prefix_cache(loader, 0, ERR));
     OK(dolly_loader_set_revision(loader, TEXT("main"), ERR));
     OK(dolly_loader_set_offline(loader, true, ERR));
     OK(dolly_loader_set_bundled_dir(loader, TEXT("/no/such/directory"), ERR));
@@ -55,6 +56,9 @@ int main(int argc, char **argv) {
     size_t len = 0;
     OK(dolly_pipeline_context_length(pipeline, &context));
     OK(dolly_pipeline_weight_format(pipeline, &format, &len));
+    uint64_t kept = 1;
+    OK(dolly_pipeline_prefix_cache(pipeline, &kept));
+    CHECK(kept == 0);
     CHECK(context == 64 && strcmp(format, "f32") == 0 && len == 3);
     OK(dolly_pipeline_free(pipeline));
 

@@ -115,6 +115,19 @@ static void logits(const dolly_pipeline *pipeline) {
         }
     }
     OK(dolly_options_set_no_repeat_ngram(o, 0, ERR));
+    /* Drafts change the work, not the answer. */
+    uint32_t drafted[16];
+    size_t cached = 9, guessed = 9, accepted = 9;
+    ids_of(pipeline, o, ids, 16);
+    OK(dolly_options_set_prompt_lookup(o, 8, ERR));
+    dolly_result *result = ask(pipeline, o);
+    OK(dolly_result_savings(result, &cached, &guessed, &accepted));
+    CHECK(cached > 0 && accepted <= guessed);
+    OK(dolly_result_free(result));
+    ids_of(pipeline, o, drafted, 16);
+    CHECK(memcmp(ids, drafted, sizeof ids) == 0);
+    GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_options_set_prompt_lookup(o, 65, ERR));
+    OK(dolly_options_set_prompt_lookup(o, 0, ERR));
     /* Penalties and typical_p are taken. */
     OK(dolly_options_set_repetition_penalty(o, 1.2f, ERR));
     OK(dolly_options_set_presence_penalty(o, 100.0f, ERR));

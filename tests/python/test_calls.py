@@ -215,6 +215,18 @@ def test_tokenizer(chain: Pipe, nano: Pipe) -> None:
     assert nano.tokenizer.decode(nano.tokenizer.encode(text)) == text
 
 
+def test_less_work(chain: Pipe) -> None:
+    whole = chain.generate("Say what was said before.")
+    again = chain.generate("Say what was said before.", prompt_lookup=8)
+    assert (again.text, again.token_ids) == (whole.text, whole.token_ids)
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    assert whole.usage.drafted_tokens == whole.usage.accepted_tokens == 0
+    quoted = chain.generate(ANSWER + ANSWER, prompt_lookup=8)
+    assert quoted.token_ids == whole.token_ids
+    assert quoted.usage.accepted_tokens > 0
+    assert chain.memory.prefix_cache > 0
+
+
 def test_config_and_memory(chain: Pipe) -> None:
     config = chain.config
     assert config.hidden_size == config["hidden_size"] == tiny.VOCAB
@@ -230,7 +242,13 @@ def test_config_and_memory(chain: Pipe) -> None:
     weights = sum(array.nbytes for array in tiny.chain_tensors({}).values())
     assert chain.memory.weights >= weights
     assert chain.memory.cache_per_token == 2 * 4 * tiny.VOCAB
-    assert set(chain.memory) == {"weights", "cache", "workspace", "cache_per_token"}
+    assert set(chain.memory) == {
+        "weights",
+        "cache",
+        "prefix_cache",
+        "workspace",
+        "cache_per_token",
+    }
     assert chain.context_length == tiny.CONTEXT
     assert chain.weight_format == "f32"
 

@@ -71,12 +71,9 @@ impl CandleBackend {
         let cos = self.rows_of(&rotary.cos, rotary.half, span)?;
         let sin = self.rows_of(&rotary.sin, rotary.half, span)?;
         let query = rotate(&qkv.i(0)?.contiguous()?, &cos, &sin)?;
-        let mut key = rotate(&qkv.i(1)?.contiguous()?, &cos, &sin)?;
-        let mut value = qkv.i(2)?.contiguous()?;
-        if let Some((keys, values)) = cache.take() {
-            key = Tensor::cat(&[&keys, &key], 1)?;
-            value = Tensor::cat(&[&values, &value], 1)?;
-        }
+        let key = rotate(&qkv.i(1)?.contiguous()?, &cos, &sin)?;
+        let value = qkv.i(2)?.contiguous()?;
+        let (key, value) = append(cache.take(), span.position, key, value)?;
         let scores = query.matmul(&key.t()?.contiguous()?)?;
         let scores = (scores * (1.0 / (dim as f64).sqrt()))?; // (h, t, s)
         let scores = scores.broadcast_add(&self.causal_mask(span)?)?;
@@ -96,6 +93,20 @@ impl CandleBackend {
         }
         self.tensor(mask, (1, span.rows, total))
     }
+}
+
+/// The first `position` tokens of a layer's cache, then `key` and `value`.
+fn append(
+    cache: Option<(Tensor, Tensor)>,
+    position: usize,
+    key: Tensor,
+    value: Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let Some((keys, values)) = cache.filter(|_| position > 0) else {
+        return Ok((key, value));
+    };
+    let (keys, values) = (keys.narrow(1, 0, position)?, values.narrow(1, 0, position)?);
+    Ok((Tensor::cat(&[&keys, &key], 1)?, Tensor::cat(&[&values, &value], 1)?))
 }
 
 /// x[..2 half] rotated by the NeoX pairing (i, i + half); the rest passes.
@@ -186,6 +197,25 @@ impl Backend for CandleBackend {
     fn cache_bytes(&self, config: &Config, tokens: usize) -> u64 {
         let row = 2 * 4 * config.hidden_size as u64 * config.num_hidden_layers as u64;
         row.saturating_mul(tokens as u64)
+    }
+
+    fn copy_cache(
+        &self,
+        from: &CandleCache,
+        at: usize,
+        to: &mut CandleCache,
+        start: usize,
+        tokens: usize,
+    ) -> Result<()> {
+        for (from, to) in from.layers.iter().zip(&mut to.layers) {
+            let Some((keys, values)) = from else {
+                return Err(Error::Internal("an empty cache was copied".to_owned()));
+            };
+            // Copied, not narrowed: a view would hold on to the whole of the other cache.
+            let copied = |x: &Tensor| x.narrow(1, at, tokens)?.force_contiguous();
+            *to = Some(append(to.take(), start, copied(keys)?, copied(values)?)?);
+        }
+        Ok(())
     }
 
     fn empty(&self) -> Option<Tensor> {

@@ -211,6 +211,17 @@ impl Backend for CpuBackend {
         attention::cache_bytes(layers, heads, config.head_dim(), tokens)
     }
 
+    fn copy_cache(
+        &self,
+        from: &Cache,
+        at: usize,
+        to: &mut Cache,
+        start: usize,
+        tokens: usize,
+    ) -> Result<()> {
+        to.0.copy_from(start, &from.0, at, tokens)
+    }
+
     fn empty(&self) -> Activations {
         Activations::default()
     }

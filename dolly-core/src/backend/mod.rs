@@ -14,6 +14,8 @@ use crate::weights::{RowSource, WeightFormat};
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+#[cfg(test)]
+pub(crate) mod tests;
 
 /// Consecutive new tokens of one sequence within the rows of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +113,16 @@ pub trait Backend: Send + Sync + 'static {
     fn new_cache(&self, config: &Config, tokens: usize) -> Result<Self::Cache>;
     /// Bytes of [`new_cache`](Self::new_cache).
     fn cache_bytes(&self, config: &Config, tokens: usize) -> u64;
+    /// Copies keys and values of `tokens` tokens, all layers, from token `at` of `from` to token
+    /// `start` of `to`. Both are caches of one configuration; `to` has `start` tokens or more.
+    fn copy_cache(
+        &self,
+        from: &Self::Cache,
+        at: usize,
+        to: &mut Self::Cache,
+        start: usize,
+        tokens: usize,
+    ) -> Result<()>;
     /// Activations of no rows, to be filled by an operation.
     fn empty(&self) -> Self::Activations;
 
@@ -147,7 +159,9 @@ pub trait Backend: Send + Sync + 'static {
     /// span's position, and attends causally: `out` is `(rows, hidden)`.
     ///
     /// `qkv` is `(rows, 3 hidden)`, per head `(q, k, v)` as GPT-NeoX stores it. Score scale is
-    /// `1 / sqrt(head_dim)`. `caches[i]` belongs to `spans[i]` and has room for it.
+    /// `1 / sqrt(head_dim)`. `caches[i]` belongs to `spans[i]` and has room for it. What a cache
+    /// holds at the span's position and beyond is overwritten and never read: a caller takes rows
+    /// back by going on from an earlier position.
     #[allow(clippy::too_many_arguments, reason = "one fused operation has this many operands")]
     fn attention(
         &self,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::generate::draft::Drafter;
 use crate::generate::sampler::Sampler;
 use crate::generate::stop::{StopStrings, Trim};
 use crate::generate::{FinishReason, Generation, Timings, TokenLogprob, Usage};
@@ -33,6 +34,9 @@ pub(crate) struct Answer {
     ignore_end: bool,
     wants_logprobs: bool,
     sampler: Sampler,
+    drafter: Option<Drafter>,
+    /// Prompt tokens whose rows were copied.
+    cached_tokens: usize,
     stream: TextStream,
     /// Ids the tokenizer has; the output layer may have more rows.
     tokenizer_ids: usize,
@@ -59,13 +63,16 @@ pub(crate) struct Step {
 }
 
 impl Answer {
-    /// An answer of no tokens; `options` are valid.
+    /// An answer of no tokens to a prompt of `prompt` tokens; `options` are valid.
     pub fn new(
         options: &GenerateOptions,
         plan: AnswerPlan,
+        prompt: usize,
         tokenizer: &Tokenizer,
         vocab_size: usize,
     ) -> Result<Self> {
+        let tokens = prompt.saturating_add(plan.max_new_tokens);
+        let drafter = options.prompt_lookup.map(|most| Drafter::new(most, tokens)).transpose()?;
         let mut stops = options.stop.clone();
         if !options.ignore_end {
             stops.extend(plan.end_texts.iter().cloned());
@@ -74,6 +81,8 @@ impl Answer {
             ignore_end: options.ignore_end,
             wants_logprobs: options.logprobs.is_some(),
             sampler: Sampler::new(options, plan.seed, vocab_size)?,
+            drafter,
+            cached_tokens: 0,
             stream: tokenizer.stream(true),
             tokenizer_ids: tokenizer.vocab_size(),
             own_stops: stops.len() - options.stop.len(),
@@ -94,9 +103,24 @@ impl Answer {
         self.plan.max_new_tokens
     }
 
-    /// The last id generated.
-    pub fn last_id(&self) -> Option<u32> {
-        self.token_ids.last().copied()
+    /// The ids generated so far.
+    pub fn token_ids(&self) -> &[u32] {
+        &self.token_ids
+    }
+
+    /// Notes that the rows of so many prompt tokens were copied, not computed.
+    pub fn note_cached(&mut self, tokens: usize) {
+        self.cached_tokens = tokens;
+    }
+
+    /// A guess of at most `room` tokens at what comes next, to be run with the last token.
+    pub fn draft(&mut self, prompt: &[u32], room: usize) -> &[u32] {
+        // The step gives one token more than it has drafts, and the cache ends with the answer.
+        let left = self.plan.max_new_tokens.saturating_sub(self.token_ids.len() + 1);
+        match &mut self.drafter {
+            Some(drafter) => drafter.draft(prompt, &self.token_ids, room.min(left)),
+            None => &[],
+        }
     }
 
     /// Marks the first step that works on the answer; gives the text known before any token.
@@ -117,6 +141,9 @@ impl Answer {
     pub fn accept(&mut self, logits: &[f32], prompt: &[u32]) -> Result<Step> {
         let picked = self.sampler.pick(logits, prompt, &self.token_ids)?;
         self.token_ids.push(picked.id);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.note_token();
+        }
         self.times.push(Instant::now());
         if self.wants_logprobs {
             let (id, logprob, top) = (picked.id, picked.logprob, picked.top);
@@ -150,10 +177,17 @@ impl Answer {
         submitted: Instant,
     ) -> Generation {
         let timings = self.timings(submitted);
+        let drafts = self.drafter.map_or((0, 0), |drafter| (drafter.drafted, drafter.accepted));
         Generation {
             text: self.text,
             finish_reason,
-            usage: Usage { prompt_tokens, completion_tokens: self.token_ids.len() },
+            usage: Usage {
+                prompt_tokens,
+                completion_tokens: self.token_ids.len(),
+                cached_tokens: self.cached_tokens,
+                drafted_tokens: drafts.0,
+                accepted_tokens: drafts.1,
+            },
             token_ids: self.token_ids,
             timings,
             logprobs: self.wants_logprobs.then_some(self.logprobs),

@@ -24,8 +24,10 @@ pub(crate) struct Limits {
     pub max_batch: usize,
     /// Most prompt tokens run in one step.
     pub prefill_chunk: usize,
-    /// Bytes for the caches of all live sequences together.
+    /// Bytes for the caches of all live sequences and the kept prefixes together.
     pub cache_bytes: Option<u64>,
+    /// Bytes for kept prefixes.
+    pub prefix_bytes: u64,
 }
 
 /// Seen by callers and the scheduler alike.
@@ -33,7 +35,19 @@ pub(crate) struct Limits {
 pub(crate) struct Shared {
     closing: AtomicBool,
     cache_bytes: AtomicU64,
+    prefix_bytes: AtomicU64,
     workspace_bytes: AtomicU64,
+}
+
+/// Bytes that the scheduler held after the last step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Held {
+    /// Caches of live sequences.
+    pub cache: u64,
+    /// Kept prefixes.
+    pub prefixes: u64,
+    /// Buffers of a step.
+    pub workspace: u64,
 }
 
 impl Shared {
@@ -41,9 +55,18 @@ impl Shared {
         self.closing.load(Ordering::Acquire)
     }
 
-    pub fn set_memory(&self, cache: u64, workspace: u64) {
-        self.cache_bytes.store(cache, Ordering::Relaxed);
-        self.workspace_bytes.store(workspace, Ordering::Relaxed);
+    pub fn set_memory(&self, held: Held) {
+        self.cache_bytes.store(held.cache, Ordering::Relaxed);
+        self.prefix_bytes.store(held.prefixes, Ordering::Relaxed);
+        self.workspace_bytes.store(held.workspace, Ordering::Relaxed);
+    }
+
+    fn memory(&self) -> Held {
+        Held {
+            cache: self.cache_bytes.load(Ordering::Relaxed),
+            prefixes: self.prefix_bytes.load(Ordering::Relaxed),
+            workspace: self.workspace_bytes.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -117,13 +140,9 @@ impl Engine {
         Ok(Self { running: ArcSwapOption::from_pointee(running), limits })
     }
 
-    /// Bytes of the live sequences' caches and of the workspace, after the last step.
-    pub fn memory(&self) -> (u64, u64) {
-        let running = self.running.load();
-        running.as_ref().map_or((0, 0), |running| {
-            let Shared { cache_bytes, workspace_bytes, .. } = &*running.shared;
-            (cache_bytes.load(Ordering::Relaxed), workspace_bytes.load(Ordering::Relaxed))
-        })
+    /// Bytes held after the last step.
+    pub fn memory(&self) -> Held {
+        self.running.load().as_ref().map_or_else(Held::default, |running| running.shared.memory())
     }
 
     pub fn is_closed(&self) -> bool {

@@ -1,7 +1,11 @@
 //! From logits to text: sampling, stopping, and the engine that shares steps between requests.
 
 pub(crate) mod answer;
+mod draft;
 pub(crate) mod engine;
+mod live;
+mod plan;
+mod prefix;
 mod processors;
 pub(crate) mod request;
 pub mod sampler;
@@ -48,6 +52,14 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, the end token included.
     pub completion_tokens: usize,
+    /// Prompt tokens that were not run: an earlier request, or one of the same batch, began with
+    /// them. Depends on what else the pipeline does; the answer does not.
+    pub cached_tokens: usize,
+    /// Tokens that [`prompt_lookup`](crate::GenerateOptions::prompt_lookup) guessed.
+    pub drafted_tokens: usize,
+    /// Those of them that were right and saved a step: the answer took
+    /// `completion_tokens - accepted_tokens` steps.
+    pub accepted_tokens: usize,
 }
 
 /// Where the time of one request went.

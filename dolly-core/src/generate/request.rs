@@ -45,6 +45,12 @@ impl Work {
         }
     }
 
+    /// How many ids, from the first on, are run for their cache rows alone: no logits after them
+    /// are wanted.
+    pub fn rows_alone(&self, prompt: usize) -> usize {
+        (0..prompt).take_while(|index| !self.wants(*index, prompt)).count()
+    }
+
     /// Whether logits after the id at `index` of `prompt` ids are wanted.
     pub fn wants(&self, index: usize, prompt: usize) -> bool {
         match self {

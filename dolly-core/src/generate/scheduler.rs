@@ -1,7 +1,7 @@
 //! The loop that owns the live sequences of one model and shares every step between them.
 //!
-//! A step takes one row from each sequence that decodes and up to a chunk of rows from those whose
-//! prompt is not yet in the cache, so a long prompt never stalls its neighbours for longer than a
+//! A step takes one row from each sequence that decodes (and one per drafted token) and up to a chunk
+//! of rows from those whose prompt is not yet in the cache, so a long prompt never stalls its neighbours for longer than a
 //! chunk, and cancels, deadlines and new requests are seen between any two steps.
 
 use std::collections::VecDeque;
@@ -10,65 +10,34 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use crate::backend::{Backend, Span};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::generate::engine::{Limits, Shared};
-use crate::generate::request::{Event, Request, Work, log_softmax_at};
+use crate::generate::engine::{Held, Limits, Shared};
+use crate::generate::live::{Ending, Live};
+use crate::generate::plan::Plan;
+use crate::generate::prefix::Prefixes;
+use crate::generate::request::{Event, Request, Work};
 use crate::model::{NeoX, Workspace};
 
-/// One admitted sequence.
-struct Live<B: Backend> {
-    request: Request,
-    cache: B::Cache,
-    /// Bytes of the cache, given back to the budget when the sequence ends.
-    cache_bytes: u64,
-    /// Tokens in the cache.
-    cached: usize,
-    /// Set when the sequence is over.
-    ended: Option<Ending>,
-}
-
-enum Ending {
-    /// Its last event was sent.
-    Complete,
-    /// It stops with what it has.
-    Interrupted(crate::generate::FinishReason),
-    /// It failed.
-    Failed(Error),
-}
-
-impl<B: Backend> Live<B> {
-    /// Tokens that are known and not yet in the cache.
-    fn pending(&self) -> usize {
-        match &self.request.work {
-            Work::Answer(answer) if self.cached >= self.request.ids.len() => {
-                usize::from(answer.last_id().is_some())
-            }
-            _ => self.request.ids.len() - self.cached,
-        }
-    }
-
-    fn decodes(&self) -> bool {
-        self.cached >= self.request.ids.len()
-    }
-
-    fn send(&mut self, event: Event) {
-        if self.request.events.send(event).is_err() {
-            // Nobody listens: the same as a cancel.
-            self.ended = Some(Ending::Complete);
-        }
-    }
+/// A row whose logits are wanted: those after the token `input` at `position` of a live sequence.
+struct Wanted {
+    row: usize,
+    member: usize,
+    position: usize,
+    input: u32,
 }
 
 /// The scheduler's state; lives on the engine's thread.
 pub(super) struct Scheduler<B: Backend> {
-    model: Arc<NeoX<B>>,
-    limits: Limits,
+    pub(super) model: Arc<NeoX<B>>,
+    pub(super) limits: Limits,
     shared: Arc<Shared>,
     waiting: VecDeque<Request>,
-    live: Vec<Live<B>>,
+    pub(super) live: Vec<Live<B>>,
+    pub(super) prefixes: Prefixes<B>,
     work: Workspace<B>,
     host: Vec<f32>,
+    /// Of the live sequences.
     cache_bytes: u64,
 }
 
@@ -77,6 +46,7 @@ impl<B: Backend> Scheduler<B> {
         let work = model.workspace();
         Self {
             model,
+            prefixes: Prefixes::new(limits.prefix_bytes),
             limits,
             shared,
             waiting: VecDeque::new(),
@@ -99,7 +69,8 @@ impl<B: Backend> Scheduler<B> {
                 self.guarded_step();
             }
             let workspace = self.model.workspace_bytes(&self.work);
-            self.shared.set_memory(self.cache_bytes, workspace);
+            let (cache, prefixes) = (self.cache_bytes, self.prefixes.bytes());
+            self.shared.set_memory(Held { cache, prefixes, workspace });
         }
         self.close(requests);
     }
@@ -174,13 +145,21 @@ impl<B: Backend> Scheduler<B> {
                 return request.interrupt(reason);
             }
         }
+        // Live sequences come first: kept prefixes go for them, last the one that serves.
+        self.prefixes.touch(&request.ids);
+        self.prefixes.shrink_to(self.room().saturating_sub(cache_bytes));
         match self.model.backend().new_cache(self.model.config(), tokens) {
             Ok(cache) => {
                 self.cache_bytes += cache_bytes;
-                self.live.push(Live { request, cache, cache_bytes, cached: 0, ended: None });
+                self.live.push(Live::new(request, cache, cache_bytes));
             }
             Err(error) => request.fail(error),
         }
+    }
+
+    /// Bytes that the live sequences leave to the kept prefixes.
+    fn room(&self) -> u64 {
+        self.limits.cache_bytes.unwrap_or(u64::MAX).saturating_sub(self.cache_bytes)
     }
 
     /// One step; whatever goes wrong in it ends the sequences it worked on and nothing else.
@@ -204,7 +183,7 @@ impl<B: Backend> Scheduler<B> {
     }
 
     fn step(&mut self) -> Result<()> {
-        let (ids, members, spans) = self.plan_step();
+        let Plan { ids, members, spans, .. } = self.plan_step();
         if members.is_empty() {
             return Ok(());
         }
@@ -213,7 +192,12 @@ impl<B: Backend> Scheduler<B> {
             let request = &self.live[*member].request;
             let rows = 0..span.rows;
             let rows = rows.filter(|r| request.work.wants(span.position + r, request.ids.len()));
-            wanted.extend(rows.map(|r| (span.first_row + r, *member, span.position + r)));
+            wanted.extend(rows.map(|r| Wanted {
+                row: span.first_row + r,
+                member: *member,
+                position: span.position + r,
+                input: ids[span.first_row + r],
+            }));
         }
         let mut caches: Vec<&mut B::Cache> = Vec::with_capacity(members.len());
         let mut next = members.iter().peekable();
@@ -227,48 +211,36 @@ impl<B: Backend> Scheduler<B> {
         for (member, span) in members.iter().zip(&spans) {
             self.live[*member].cached += span.rows;
         }
-        self.deliver(&wanted)
+        self.deliver(&wanted)?;
+        self.keep_prompts();
+        Ok(())
     }
 
-    /// The rows of the next step: ids, the live sequences that take part (ascending), their spans.
-    fn plan_step(&self) -> (Vec<u32>, Vec<usize>, Vec<Span>) {
-        let (mut ids, mut members, mut spans) = (Vec::new(), Vec::new(), Vec::new());
-        let mut chunk = self.limits.prefill_chunk;
-        for (index, live) in self.live.iter().enumerate() {
-            let rows = match live.decodes() {
-                true => live.pending(),
-                false => live.pending().min(chunk),
-            };
-            if rows == 0 {
-                continue;
-            }
-            spans.push(Span { first_row: ids.len(), rows, position: live.cached });
-            members.push(index);
-            match (&live.request.work, live.decodes()) {
-                (Work::Answer(answer), true) => ids.extend(answer.last_id()),
-                _ => {
-                    chunk -= rows;
-                    ids.extend_from_slice(&live.request.ids[live.cached..live.cached + rows]);
-                }
-            }
-        }
-        (ids, members, spans)
-    }
-
-    /// Computes the wanted logits, `(row, live sequence, position)`, and hands them out.
-    fn deliver(&mut self, wanted: &[(usize, usize, usize)]) -> Result<()> {
-        let rows: Vec<usize> = wanted.iter().map(|(row, ..)| *row).collect();
+    /// Computes the wanted logits and hands them out.
+    fn deliver(&mut self, wanted: &[Wanted]) -> Result<()> {
+        let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
         let live = &mut self.live;
         let mut next = wanted.iter();
         self.model.logits(&rows, &mut self.work, &mut self.host, |_, logits| {
-            if let Some((_, member, position)) = next.next() {
-                take_logits(&mut live[*member], *position, logits);
+            if let Some(Wanted { member, position, input, .. }) = next.next() {
+                live[*member].take_logits(*position, *input, logits);
             }
         })?;
-        for live in live.iter_mut().filter(|live| live.decodes()) {
-            finish_numbers(live);
-        }
+        live.iter_mut().for_each(Live::settle);
         Ok(())
+    }
+
+    /// Offers the rows of prompts that were just read to requests that begin alike.
+    fn keep_prompts(&mut self) {
+        let (model, room) = (&self.model, self.room());
+        for live in self.live.iter_mut().filter(|live| !live.kept) {
+            if live.cached < live.rows_alone {
+                continue;
+            }
+            live.kept = true;
+            let (backend, config) = (model.backend(), model.config());
+            self.prefixes.keep(backend, config, live.shared_ids(), &live.cache, room);
+        }
     }
 
     /// Removes ended sequences and gives back their memory.
@@ -295,57 +267,6 @@ impl<B: Backend> Scheduler<B> {
         for request in live.chain(self.waiting).chain(requests.try_iter()) {
             request.fail(Error::Closed);
         }
-    }
-}
-
-/// One row of logits for one sequence: `position` is that of the token they follow.
-fn take_logits<B: Backend>(live: &mut Live<B>, position: usize, logits: &[f32]) {
-    if live.ended.is_some() {
-        return;
-    }
-    let Request { ids, work, .. } = &mut live.request;
-    let outcome = match work {
-        Work::Answer(answer) => answer.accept(logits, ids).map(Some),
-        Work::Score { logprobs, .. } => {
-            log_softmax_at(logits, ids[position + 1]).map(|p| logprobs.push(p)).map(|()| None)
-        }
-        Work::Logits(out) => {
-            out.extend_from_slice(logits);
-            Ok(None)
-        }
-    };
-    match outcome {
-        Ok(Some(step)) => {
-            if !step.piece.is_empty() {
-                live.send(Event::Piece(step.piece));
-            }
-            if let Some(reason) = step.finished {
-                finish_answer(live, reason);
-            }
-        }
-        Ok(None) => {}
-        Err(error) => live.ended = Some(Ending::Failed(error)),
-    }
-}
-
-fn finish_answer<B: Backend>(live: &mut Live<B>, reason: crate::generate::FinishReason) {
-    let (tokens, submitted) = (live.request.ids.len(), live.request.control.submitted);
-    let work = std::mem::replace(&mut live.request.work, Work::Logits(Vec::new()));
-    if let Work::Answer(answer) = work {
-        live.send(Event::Answer(Box::new(answer.finish(reason, tokens, submitted))));
-    }
-    live.ended = Some(Ending::Complete);
-}
-
-/// Sends the numbers of a sequence whose last token was run.
-fn finish_numbers<B: Backend>(live: &mut Live<B>) {
-    let numbers = match &mut live.request.work {
-        Work::Score { logprobs: numbers, .. } | Work::Logits(numbers) => std::mem::take(numbers),
-        Work::Answer(_) => return,
-    };
-    if live.ended.is_none() {
-        live.send(Event::Numbers(numbers));
-        live.ended = Some(Ending::Complete);
     }
 }
 

@@ -50,6 +50,34 @@ impl KvCache {
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
+
+    /// Copies `tokens` tokens, from token `at` of `from` to token `start` of this cache.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when one of them has no such tokens, or their shapes differ.
+    pub(crate) fn copy_from(
+        &mut self,
+        start: usize,
+        from: &Self,
+        at: usize,
+        tokens: usize,
+    ) -> Result<()> {
+        let shape = |cache: &Self| (cache.layers, cache.heads, cache.width);
+        let room = |cache: &Self, first: usize| cache.tokens.checked_sub(first) >= Some(tokens);
+        if shape(self) != shape(from) || !room(self, start) || !room(from, at) {
+            return Err(Error::Internal("a cache was copied to one that it does not fit".into()));
+        }
+        if tokens == 0 {
+            return Ok(());
+        }
+        let row = self.width * size_of::<f32>();
+        let heads = self.data.bytes_mut().chunks_exact_mut(self.tokens * row);
+        for (to, from) in heads.zip(from.data.bytes().chunks_exact(from.tokens * row)) {
+            let from = &from[at * row..(at + tokens) * row];
+            to[start * row..(start + tokens) * row].copy_from_slice(from);
+        }
+        Ok(())
+    }
 }
 
 /// Shape of one attention call.

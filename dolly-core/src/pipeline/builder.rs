@@ -18,6 +18,9 @@ use crate::weights::{Checkpoint, WeightFormat};
 
 /// Prompt tokens run in one step: enough rows to use the caches, few enough to cancel quickly.
 const PREFILL_CHUNK: usize = 256;
+/// Bytes for kept prefixes unless set: this share of the weights, and at least so many.
+const PREFIX_SHARE: u64 = 16;
+const LEAST_PREFIX_BYTES: u64 = 64 << 20;
 
 /// Where the network runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -77,6 +80,7 @@ pub struct PipelineBuilder {
     context_length: Option<usize>,
     memory_limit: Option<u64>,
     max_batch: usize,
+    prefix_cache: Option<u64>,
     reference: bool,
     adapter: Option<PathBuf>,
     source: SourceOptions,
@@ -97,6 +101,7 @@ impl PipelineBuilder {
             context_length: None,
             memory_limit: None,
             max_batch: 64,
+            prefix_cache: None,
             reference: false,
             adapter: None,
             source: SourceOptions::from_env(),
@@ -139,6 +144,22 @@ impl PipelineBuilder {
     /// Most requests that share a step, 1 to 1024; 64 unless set. Others wait in order.
     pub fn max_batch(mut self, sequences: usize) -> Self {
         self.max_batch = sequences;
+        self
+    }
+
+    /// Bytes for the cache rows of prompts that were read: a later request that begins with the same
+    /// tokens copies their rows instead of computing them, with the same result bit for bit. 0 is
+    /// off; a sixteenth of the weights, at least 64 MiB, unless set.
+    ///
+    /// A kept token takes [`MemoryUse::cache_per_token`](crate::MemoryUse::cache_per_token) bytes,
+    /// less what it shares with others; the least recently used go first. The bytes count within
+    /// [`memory_limit`](Self::memory_limit), where running requests come first.
+    ///
+    /// Time and [`Usage::cached_tokens`](crate::Usage::cached_tokens) of a request tell whether
+    /// another one began alike: callers who must not learn that of each other need pipelines of
+    /// their own, or 0.
+    pub fn prefix_cache(mut self, bytes: u64) -> Self {
+        self.prefix_cache = Some(bytes);
         self
     }
 
@@ -269,10 +290,12 @@ impl PipelineBuilder {
         let memory_limit = self.memory_limit;
         let plan = LoadPlan { format, context_length, memory_limit, progress, cancel: self.cancel };
         let model = load(backend, checkpoint, config.clone(), plan)?;
+        let share = model.weight_bytes() / PREFIX_SHARE;
         let limits = Limits {
             max_batch: self.max_batch,
             prefill_chunk: PREFILL_CHUNK,
             cache_bytes: memory_limit.map(|limit| limit.saturating_sub(model.weight_bytes())),
+            prefix_bytes: self.prefix_cache.unwrap_or_else(|| share.max(LEAST_PREFIX_BYTES)),
         };
         let parts = PipelineParts {
             id: self.id,

@@ -94,6 +94,9 @@ pub struct MemoryUse {
     pub weights: u64,
     /// Caches of the sequences being worked on, after the last step.
     pub cache: u64,
+    /// Rows of earlier prompts, kept for requests that begin alike
+    /// ([`PipelineBuilder::prefix_cache`]).
+    pub prefix_cache: u64,
     /// Buffers between the operations of a step; they keep the size of the largest step so far.
     pub workspace: u64,
     /// What one more token of one sequence adds to the cache.
@@ -294,11 +297,12 @@ impl Pipeline {
     /// What is loaded, in bytes.
     pub fn memory(&self) -> MemoryUse {
         let parts = &self.inner.parts;
-        let (cache, workspace) = self.inner.engine.memory();
+        let held = self.inner.engine.memory();
         MemoryUse {
             weights: if self.is_closed() { 0 } else { parts.weight_bytes },
-            cache,
-            workspace,
+            cache: held.cache,
+            prefix_cache: held.prefixes,
+            workspace: held.workspace,
             cache_per_token: parts.cache_bytes_per_token,
         }
     }
@@ -336,7 +340,8 @@ impl Pipeline {
         submitted: Instant,
     ) -> Result<Ticket> {
         let parts = &self.inner.parts;
-        let answer = Answer::new(options, plan, &parts.tokenizer, parts.config.vocab_size)?;
+        let (tokenizer, vocab_size) = (&parts.tokenizer, parts.config.vocab_size);
+        let answer = Answer::new(options, plan, ids.len(), tokenizer, vocab_size)?;
         let control = Control {
             cancel: options.cancel.clone(),
             dropped: CancelToken::new(),

@@ -36,7 +36,7 @@ __all__ = [
 _Timings: TypeAlias = tuple[float, float, float, float, list[float]]
 _Logprob: TypeAlias = tuple[int, float, list[tuple[int, float]]]
 _GenerationParts: TypeAlias = tuple[
-    str, list[int], str, tuple[int, int], _Timings, list[_Logprob] | None, int
+    str, list[int], str, tuple[int, int, int, int, int], _Timings, list[_Logprob] | None, int
 ]
 
 _Callables: TypeAlias = tuple[

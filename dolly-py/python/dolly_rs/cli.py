@@ -32,6 +32,7 @@ _LOAD = (
     "threads",
     "context_length",
     "memory_limit",
+    "prefix_cache",
     "revision",
     "offline",
     "adapter",
@@ -130,6 +131,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, help="one per core unless given")
     group.add_argument("--context-length", type=int, help="longest sequence in tokens")
     group.add_argument("--memory-limit", type=int, metavar="BYTES", help="for weights and caches")
+    group.add_argument("--prefix-cache", type=int, metavar="BYTES", help="for prompts read before")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--adapter", metavar="DIR", help="a low-rank adapter to merge in")
     group.add_argument("--offline", action="store_const", const=True, help="do not ask the network")
@@ -140,7 +142,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options")
     switch = argparse.BooleanOptionalAction
     defaults = GenerateOptions()
-    for name in ("max_new_tokens", "top_k", "no_repeat_ngram_size", "seed", "logprobs"):
+    for name in ("max_new_tokens", "top_k", "no_repeat_ngram_size", "seed"):
+        _add(group, name, defaults, type=int, metavar="N")
+    for name in ("logprobs", "prompt_lookup"):
         _add(group, name, defaults, type=int, metavar="N")
     for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
         _add(group, name, defaults, type=float, metavar="X")

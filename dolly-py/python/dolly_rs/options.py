@@ -33,6 +33,7 @@ class OptionNames(TypedDict, total=False):
     ignore_end: bool | None
     num_return_sequences: int | None
     logprobs: int | None
+    prompt_lookup: int | None
     deadline: float | None
     return_full_text: bool | None
     prompt_overflow: Literal["error", "truncate_context"] | None
@@ -80,6 +81,9 @@ class GenerateOptions:
         Answers per instruction for the pipeline call and `generate_batch`, 1 to 1024.
     logprobs : int or None
         Report log-probabilities, with this many alternatives per token (0 to 100).
+    prompt_lookup : int or None
+        Guess up to this many tokens of each step from prompt and answer, 1 to 64. The answer is
+        the same, token for token; where it quotes its prompt it takes fewer steps.
     deadline : float or None
         Seconds allowed from the call on; the text so far is returned.
     return_full_text : bool
@@ -117,6 +121,7 @@ class GenerateOptions:
     ignore_end: bool = False
     num_return_sequences: int = 1
     logprobs: int | None = None
+    prompt_lookup: int | None = None
     deadline: float | None = None
     return_full_text: bool = False
     prompt_overflow: str = "error"
@@ -148,6 +153,7 @@ class Settings:
     threads: int | None = None
     context_length: int | None = None
     memory_limit: int | None = None
+    prefix_cache: int | None = None
     revision: str | None = None
     offline: bool | None = None
     adapter: str | None = None

@@ -47,6 +47,7 @@ def pipeline(
     threads: int | None = None,
     context_length: int | None = None,
     memory_limit: int | None = None,
+    prefix_cache: int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -70,6 +71,10 @@ def pipeline(
         Longest sequence in tokens; the checkpoint's own unless given.
     memory_limit : int, optional
         Bytes that weights and caches may take together, checked before they are taken.
+    prefix_cache : int, optional
+        Bytes for the cache rows of prompts that were read, from which requests that begin alike
+        copy; 0 is off; a sixteenth of the weights, at least 64 MiB, unless given. Results do not
+        depend on it.
     revision : str, optional
         Branch, tag or commit of a hub id.
     offline : bool, optional
@@ -106,6 +111,7 @@ def pipeline(
         threads=threads,
         context_length=context_length,
         memory_limit=memory_limit,
+        prefix_cache=prefix_cache,
         revision=revision,
         offline=offline,
         adapter=None if adapter is None else os.fspath(adapter),
@@ -370,7 +376,7 @@ class Pipeline:
 
     @property
     def memory(self) -> Record:
-        """Bytes held: ``weights``, ``cache``, ``workspace``; and ``cache_per_token``."""
+        """Bytes held: ``weights cache prefix_cache workspace``; and ``cache_per_token``."""
         return Record(self._native.memory)
 
     @property

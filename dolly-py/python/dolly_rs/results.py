@@ -18,14 +18,32 @@ __all__ = ["Classification", "Generation", "Record", "Score", "Timings", "TokenL
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request; the end token counts as generated."""
+    """Tokens of one request.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        Of the rendered prompt.
+    completion_tokens : int
+        Generated, the end token included.
+    cached_tokens : int
+        Prompt tokens that were not run: an earlier request, or one of the same batch, began with
+        them.
+    drafted_tokens : int
+        Tokens that `prompt_lookup` guessed.
+    accepted_tokens : int
+        Those of them that were right and saved a step.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
-        """Both together."""
+        """Of prompt and answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 

@@ -1,0 +1,185 @@
+//! Rows of prompts that were read, kept for later requests that begin alike.
+//!
+//! A cache row is a function of the ids up to it and of nothing else (the contract of
+//! [`Backend`]), so a copy of it is the row that would be computed.
+//!
+//! Entries form trees: an entry knows all the ids of its prefix and holds the rows that its parent
+//! does not, so what prompts have in common is held once. An entry serves every shorter prefix of
+//! its ids. Using one uses those it stands on, so the least recently used entry is a leaf.
+
+use crate::backend::Backend;
+use crate::error::{Result, try_vec};
+use crate::model::Config;
+
+/// Bounds the time of a look-up, which compares with every entry.
+const MOST_ENTRIES: usize = 256;
+
+/// The kept prefixes of one model.
+pub(super) struct Prefixes<B: Backend> {
+    /// Most bytes to hold; 0 keeps nothing.
+    budget: u64,
+    bytes: u64,
+    /// Counts uses.
+    clock: u64,
+    entries: Vec<Entry<B>>,
+}
+
+struct Entry<B: Backend> {
+    /// Unlike an index, stays when others go.
+    key: u64,
+    /// Holds the rows before `start`; its own rows begin before that.
+    parent: Option<u64>,
+    start: usize,
+    /// Of the whole prefix.
+    ids: Vec<u32>,
+    /// Rows `start..ids.len()`.
+    rows: B::Cache,
+    bytes: u64,
+    /// The clock at its last use.
+    used: u64,
+}
+
+/// How many ids both begin with.
+pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+impl<B: Backend> Prefixes<B> {
+    pub fn new(budget: u64) -> Self {
+        Self { budget, bytes: 0, clock: 0, entries: Vec::new() }
+    }
+
+    /// Whether nothing is ever kept.
+    pub fn is_off(&self) -> bool {
+        self.budget == 0
+    }
+
+    /// Bytes of all entries.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many of `ids`, from the first on, have kept rows.
+    pub fn known(&self, ids: &[u32]) -> usize {
+        self.longest(ids).map_or(0, |(_, known)| known)
+    }
+
+    /// Notes a use of what is kept of `ids`.
+    pub fn touch(&mut self, ids: &[u32]) {
+        self.clock += 1;
+        let mut next = self.longest(ids).map(|(index, _)| index);
+        while let Some(index) = next {
+            if let Some(entry) = self.entries.get_mut(index) {
+                entry.used = self.clock;
+            }
+            next = self.parent(index);
+        }
+    }
+
+    /// Copies the kept rows of `ids` to the front of an empty cache; gives their number.
+    pub fn copy_to(&mut self, backend: &B, ids: &[u32], cache: &mut B::Cache) -> Result<usize> {
+        self.touch(ids);
+        let Some((index, known)) = self.longest(ids) else { return Ok(0) };
+        // From the leaf to the root, each with the end of the rows that are wanted of it.
+        let (mut parts, mut next, mut end) = (Vec::new(), Some(index), known);
+        while let Some(entry) = next.and_then(|index| self.entries.get(index)) {
+            if entry.start < end {
+                parts.push((entry, end - entry.start));
+                end = entry.start;
+            }
+            next = next.and_then(|index| self.parent(index));
+        }
+        for (entry, rows) in parts.into_iter().rev() {
+            backend.copy_cache(&entry.rows, 0, cache, entry.start, rows)?;
+        }
+        Ok(known)
+    }
+
+    /// Keeps as many of the first rows of `cache`, those of `ids`, as `room` bytes and the budget
+    /// allow; others go for them, least recently used first.
+    ///
+    /// Where memory cannot be had, nothing is kept: no request needs it.
+    pub fn keep(&mut self, backend: &B, config: &Config, ids: &[u32], cache: &B::Cache, room: u64) {
+        let room = room.min(self.budget);
+        let row = backend.cache_bytes(config, 1).saturating_add(size_of::<u32>() as u64);
+        self.touch(ids);
+        let (mut parent, start) = self.longest(ids).map_or((None, 0), |(at, n)| (Some(at), n));
+        if start == ids.len() || room < row {
+            return;
+        }
+        // The one that holds the last common row.
+        while let Some(at) = parent.filter(|at| self.entries[*at].start >= start) {
+            parent = self.parent(at);
+        }
+        let parent = parent.map(|at| self.entries[at].key);
+        let known = start as u64 * size_of::<u32>() as u64;
+        let wanted = row.saturating_mul((ids.len() - start) as u64).saturating_add(known);
+        let full = |held: &Self| held.bytes.saturating_add(wanted) > room;
+        while self.entries.len() >= MOST_ENTRIES || full(self) {
+            // What was touched just now is what the new entry stands on.
+            if !self.evict(self.clock) {
+                break;
+            }
+        }
+        let fit = room.saturating_sub(self.bytes).saturating_sub(known) / row;
+        let rows = usize::try_from(fit).unwrap_or(usize::MAX).min(ids.len() - start);
+        if rows == 0 || self.entries.len() >= MOST_ENTRIES {
+            return;
+        }
+        let bytes = row.saturating_mul(rows as u64).saturating_add(known);
+        let copied = copy_rows(backend, config, &ids[..start + rows], cache, start);
+        match copied {
+            Ok((ids, rows)) => {
+                let (key, used) = (self.clock, self.clock);
+                self.bytes += bytes;
+                self.entries.push(Entry { key, parent, start, ids, rows, bytes, used });
+            }
+            Err(error) => tracing::debug!(%error, "a prefix was not kept"),
+        }
+    }
+
+    /// Lets entries go, least recently used first, until at most `bytes` are held.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        while self.bytes > bytes && self.evict(u64::MAX) {}
+    }
+
+    /// The entry that has the most of `ids` in common, and how many.
+    fn longest(&self, ids: &[u32]) -> Option<(usize, usize)> {
+        let found = self.entries.iter().map(|entry| common(&entry.ids, ids)).enumerate();
+        found.max_by_key(|(_, common)| *common).filter(|(_, common)| *common > 0)
+    }
+
+    fn parent(&self, index: usize) -> Option<usize> {
+        let key = self.entries.get(index)?.parent?;
+        self.entries.iter().position(|entry| entry.key == key)
+    }
+
+    /// Removes the leaf whose last use is the longest ago, and before `clock`; false without one.
+    fn evict(&mut self, clock: u64) -> bool {
+        let is_leaf = |key| !self.entries.iter().any(|entry| entry.parent == Some(key));
+        let leaves = self.entries.iter().enumerate().filter(|(_, entry)| is_leaf(entry.key));
+        let oldest = leaves.min_by_key(|(_, entry)| entry.used);
+        let Some((index, _)) = oldest.filter(|(_, entry)| entry.used < clock) else { return false };
+        self.bytes -= self.entries.swap_remove(index).bytes;
+        true
+    }
+}
+
+/// Copies of `ids` and of the rows of a cache from `start` on.
+fn copy_rows<B: Backend>(
+    backend: &B,
+    config: &Config,
+    ids: &[u32],
+    cache: &B::Cache,
+    start: usize,
+) -> Result<(Vec<u32>, B::Cache)> {
+    let mut owned = try_vec(ids.len(), "ids of a kept prefix")?;
+    owned.extend_from_slice(ids);
+    let rows = ids.len() - start;
+    let mut kept = backend.new_cache(config, rows)?;
+    backend.copy_cache(cache, start, &mut kept, 0, rows)?;
+    Ok((owned, kept))
+}
+
+#[cfg(test)]
+mod tests;
