@@ -10,14 +10,15 @@ import venv
 # engine that would import it without need: the import alone is a third of a gigabyte of peak memory.
 ENVIRONMENTS = {
     "openvino": ("openvino-genai", "optimum-intel[openvino]"),
-    # From source: the published builds are for a CPU of no particular kind.
-    "llama.cpp": ("--no-binary", "llama-cpp-python", "llama-cpp-python"),
+    # From source: the published builds are for a CPU of no particular kind. Pinned: its functions are C structures,
+    # where a field that a newer version lacks is set without a word.
+    "llama.cpp": ("--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"),
     "ctranslate2": ("ctranslate2", "numpy"),
     # CTranslate2's own converter runs here.
     "transformers": ("torch", "transformers", "ctranslate2"),
     "plot": ("matplotlib",),
 }
-BUILD = {"llama.cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"}}
+BUILD = {"llama.cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release -DLLAVA_BUILD=OFF"}}
 
 
 class Unavailable(Exception):
@@ -58,7 +59,12 @@ class Environments:
         print(f"installing {name}: {' '.join(ENVIRONMENTS[name])}", flush=True)
         if name == "llama.cpp" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             raise Unavailable("no C++ compiler, which llama.cpp is built with")
-        venv.create(home, with_pip=True)
+        try:
+            # One that is there is of an installation that was stopped: pip goes on with it.
+            if not python.exists():
+                venv.create(home, with_pip=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Unavailable(f"no environment: {error}") from None
         log = home / "install.log"
         environment = os.environ | BUILD.get(name, {})
         with open(log, "w", encoding="utf-8") as out:

@@ -68,7 +68,8 @@ class LlamaCpp:
         lib.llama_log_set(self.quiet, None)
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
-        params.use_mmap, params.use_extra_bufts = self.mmap, self.repack
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if self.mmap else lib.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = self.repack
         self.model = lib.llama_model_load_from_file(self.path, params)
         if not self.model:
             raise RuntimeError("llama.cpp does not load the file")
