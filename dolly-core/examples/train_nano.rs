@@ -6,6 +6,7 @@
 //! ```
 //!
 //! `OUT/dolly-nano` is the result in f16. A run that was interrupted goes on where it stopped, bit for bit.
+#![allow(clippy::print_stderr, reason = "a command line program reports on stderr")]
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -196,7 +197,7 @@ fn watched<'a>(
 ) -> Outcome<()> {
     let report = |report: &StepReport| {
         let row = &report.row;
-        if row.step % 50 == 0 {
+        if row.step.is_multiple_of(50) {
             let speed = row.tokens_per_second;
             eprintln!("step {}: loss {:.4}, {speed:.0} tokens/s", row.step, row.loss);
         }
