@@ -106,7 +106,8 @@ class Part:
     def __init__(self, bench, models, width):
         self.bench, self.models, self.width = bench, models, width
         chosen = {OURS, *bench.args.engines}
-        self.unavailable = {family: why for (at, family), why in NOT_OFFERED.items() if at == width and family in chosen}
+        missing = [(family, why) for (at, family), why in NOT_OFFERED.items() if at == width]
+        self.unavailable = {family: why for family, why in missing if family in chosen}
         self.lines = []
         for variant in variants(width):
             if variant.engine in chosen:

@@ -130,7 +130,7 @@ def warm(path):
 
 
 def weight_bits(path, parameters):
-    """Bits a weight as stored: the size of the weight files over the parameters."""
+    """Bits a weight as stored: the size of the weight files (GGUF: vocabulary included) over the parameters."""
     names = ("model.safetensors", "model.bin", "openvino_model.bin")
     sizes = [file.stat().st_size for file in files(path) if file.suffix == ".gguf" or file.name in names]
     return 8 * sum(sizes) / parameters

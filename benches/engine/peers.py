@@ -108,9 +108,9 @@ class LlamaCpp:
 
 
 class CTranslate2:
-    """CTranslate2's `Generator.generate_batch`, greedy, all prompts in one batch; ids become its tokens before the call.
+    """CTranslate2's `Generator.generate_batch`, greedy, all prompts in one batch.
 
-    No text is decoded; keys and values in f32.
+    Ids become its tokens before the call. No text is decoded; keys and values in f32.
     """
 
     def __init__(self, model, threads, compute_type):
