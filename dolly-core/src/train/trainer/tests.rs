@@ -289,7 +289,8 @@ fn a_cancel_is_heard_before_the_first_step() {
     let (base, out) = (base(), tempfile::tempdir().unwrap());
     let token = crate::CancelToken::new();
     token.cancel();
-    let options = TrainingOptions { cancel: Some(token), ..options(1) };
+    let options =
+        TrainingOptions { cancel: Some(token), eval_size: SplitSize::Rows(0), ..options(1) };
     let trainer = || Trainer::new(id(&base), options.clone()).unwrap();
     let texts = ["Sheep graze.".repeat(50)];
     let corpus = TextCorpus::from_texts(texts, "sheep", &ReadOptions::default()).unwrap();
