@@ -551,6 +551,14 @@ dolly_status dolly_loader_set_max_batch(dolly_loader *loader,
                                         dolly_error **error);
 
 /**
+ * Bytes for the cache rows of prompts that were read, from which requests that begin alike copy;
+ * 0 is off; a sixteenth of the weights, at least 64 MiB, unless set. Results do not depend on it.
+ */
+dolly_status dolly_loader_set_prefix_cache(dolly_loader *loader,
+                                           uint64_t bytes,
+                                           dolly_error **error);
+
+/**
  * Branch, tag or commit of a hub id; "main" unless set.
  */
 dolly_status dolly_loader_set_revision(dolly_loader *loader,
@@ -689,6 +697,13 @@ dolly_status dolly_pipeline_memory(const dolly_pipeline *pipeline,
                                    uint64_t *workspace,
                                    uint64_t *cache_per_token);
 
+/**
+ * Bytes of the rows of earlier prompts that are kept for requests that begin alike
+ * (dolly_loader_set_prefix_cache); not part of what dolly_pipeline_memory tells.
+ */
+dolly_status dolly_pipeline_prefix_cache(const dolly_pipeline *pipeline,
+                                         uint64_t *bytes);
+
 /* ---- options ---- */
 
 /**
@@ -777,6 +792,15 @@ dolly_status dolly_options_set_frequency_penalty(dolly_options *options,
 dolly_status dolly_options_set_no_repeat_ngram(dolly_options *options,
                                                size_t length,
                                                dolly_error **error);
+
+/**
+ * Guess up to this many tokens of each step from what was read and written before, 1 to 64; 0 is
+ * off, the default. The answer is the same, token for token; where it quotes its prompt it takes
+ * fewer steps.
+ */
+dolly_status dolly_options_set_prompt_lookup(dolly_options *options,
+                                             size_t tokens,
+                                             dolly_error **error);
 
 /**
  * Seed of the draws. Unset, each request takes a fresh one and reports it in its result.
@@ -917,6 +941,15 @@ dolly_status dolly_result_finish_reason(const dolly_result *result,
 dolly_status dolly_result_usage(const dolly_result *result,
                                 size_t *prompt_tokens,
                                 size_t *completion_tokens);
+
+/**
+ * Work that was saved: prompt tokens taken from the rows of requests that began alike, tokens that
+ * dolly_options_set_prompt_lookup guessed, and those of them that were right and saved a step.
+ */
+dolly_status dolly_result_savings(const dolly_result *result,
+                                  size_t *cached_tokens,
+                                  size_t *drafted_tokens,
+                                  size_t *accepted_tokens);
 
 /**
  * Seconds: waiting for the engine, running the prompt, generating, and all from call to result.

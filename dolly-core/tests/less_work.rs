@@ -168,6 +168,7 @@ fn complete(pipe: &Pipeline, ids: &[u32], tokens: usize) -> Generation {
         max_new_tokens: tokens,
         ignore_end: true,
         logprobs: Some(2),
+        seed: Some(1),
         ..GenerateOptions::greedy()
     };
     pipe.complete(Prompt::Ids(ids), &options).unwrap()
@@ -282,6 +283,7 @@ fn quoting(quote: &[u32], tokens: usize) -> GenerateOptions {
         frequency_penalty: 100.0,
         max_new_tokens: tokens,
         ignore_end: true,
+        seed: Some(1),
         ..GenerateOptions::greedy()
     }
 }
