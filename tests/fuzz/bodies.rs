@@ -206,8 +206,8 @@ fn train(directory: &Path) -> dolly_core::Result<()> {
     static VOCABULARY: OnceLock<Vec<u8>> = OnceLock::new();
     let tokenizer = VOCABULARY.get_or_init(|| train_tokenizer([""].iter(), 261, 1).unwrap());
     let shape = json!({
-        "model_type": "gpt_neox", "vocab_size": 261, "hidden_size": 4, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 256,
+        "model_type": "gpt_neox", "vocab_size": 261, "hidden_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "intermediate_size": 8, "max_position_embeddings": 256,
     });
     let config = Config::from_json_bytes(shape.to_string().as_bytes(), Path::new("config.json"))?;
     let options = TrainingOptions {
