@@ -104,7 +104,7 @@ pub(crate) struct Job<'a, M> {
 /// another run; [`Error::Io`].
 pub(crate) fn run<M: Model>(job: Job<'_, M>) -> Result<TrainingRun> {
     job.options.validate()?;
-    let _lock = lock(job.output_dir)?;
+    let _held = Held::new(job.output_dir)?;
     checkpoint::clean(job.output_dir)?;
     let mut runner = Runner::new(job)?;
     runner.resume()?;
@@ -112,20 +112,34 @@ pub(crate) fn run<M: Model>(job: Job<'_, M>) -> Result<TrainingRun> {
     runner.finish(stopped)
 }
 
-/// Makes the directory and holds it against other runs until it is dropped.
-fn lock(directory: &Path) -> Result<File> {
-    std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
-    let path = directory.join(".training.lock");
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|error| Error::io(&path, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let reason = format!("another run is training into {}", directory.display());
-            Err(Error::InvalidInput(reason))
+/// A directory held against other runs until this is dropped.
+struct Held(File);
+
+impl Held {
+    /// Makes the directory and holds it.
+    fn new(directory: &Path) -> Result<Self> {
+        std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
+        let path = directory.join(".training.lock");
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(|error| Error::io(&path, error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let reason = format!("another run is training into {}", directory.display());
+                Err(Error::InvalidInput(reason))
+            }
+            Err(std::fs::TryLockError::Error(error)) => Err(Error::io(path, error)),
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::io(path, error)),
+    }
+}
+
+impl Drop for Held {
+    /// Closing the file is not enough: a process that is being started holds a copy of it until it
+    /// runs its program.
+    fn drop(&mut self) {
+        // What cannot be unlocked is unlocked by the close that follows.
+        drop(self.0.unlock());
     }
 }
 
