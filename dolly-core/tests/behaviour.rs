@@ -377,6 +377,8 @@ fn plain_model() -> tempfile::TempDir {
     let mut tokenizer: serde_json::Value = serde_json::from_slice(&tokenizer).unwrap();
     let added = tokenizer["added_tokens"].as_array_mut().unwrap();
     added.retain(|token| !token["content"].as_str().unwrap().starts_with("###"));
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    vocab.retain(|token, _| !token.starts_with("###"));
     std::fs::write(directory.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     directory
 }

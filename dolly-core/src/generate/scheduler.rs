@@ -1,8 +1,9 @@
 //! The loop that owns the live sequences of one model and shares every step between them.
 //!
-//! A step takes one row from each sequence that decodes (and one per drafted token) and up to a chunk
-//! of rows from those whose prompt is not yet in the cache, so a long prompt never stalls its neighbours for longer than a
-//! chunk, and cancels, deadlines and new requests are seen between any two steps.
+//! A step takes one row from each sequence that decodes (and one per drafted token) and up to a
+//! chunk of rows from those whose prompt is not yet in the cache, so a long prompt never stalls its
+//! neighbours for longer than a chunk, and cancels, deadlines and new requests are seen between any
+//! two steps.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
