@@ -48,7 +48,8 @@ def test_generate_takes_every_option(chain_dir: Path) -> None:
         "--typical-p 0.9 --repetition-penalty 1.1 --presence-penalty 0 --frequency-penalty 0 "
         f"--no-repeat-ngram-size 3 --seed 4 --stop zz --stop you --logit-bias {h}=0 --logprobs 1 "
         "--deadline 60 --return-full-text --ignore-end --prompt-overflow truncate_context "
-        "--prompt-mode hf --threads 1 --dtype q8_0 --context-length 900 --memory-limit 100000000"
+        "--prompt-mode hf --prompt-lookup 4 --threads 1 --dtype q8_0 --context-length 900 "
+        "--memory-limit 100000000"
     )
     given = set(dolly_rs.GenerateOptions.__dataclass_fields__) - {"num_return_sequences"}
     assert {name for name in given if f"-{name.replace('_', '-')} " not in options} <= {"do_sample"}

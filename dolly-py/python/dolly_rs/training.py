@@ -364,7 +364,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, threads: int | Non
     >>> import dolly_rs, json
     >>> tokenizer = json.loads(dolly_rs.train_tokenizer(["low lower lowest"], 264))
     >>> tokenizer["model"]["merges"]
-    [['l', 'o'], ['lo', 'w'], ['Ġ', 'low']]
+    ['l o', 'lo w', 'Ġ low']
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
     return _native.train_tokenizer(listed, vocab_size, threads)
