@@ -62,6 +62,11 @@ impl Venv {
         if reach == Reach::OlderSystems {
             self.python(&["-m", "pip", "install", "--quiet", ZIG])?;
             build.args(["--zig", "--compatibility", "manylinux_2_28"]);
+            // maturin asks the first `python3` of the path for its zig.
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let first = std::iter::once(self.bin.clone());
+            let path = std::env::join_paths(first.chain(std::env::split_paths(&path)));
+            build.env("PATH", path.map_err(|error| error.to_string())?);
         }
         run(&mut build)?;
         let entries = std::fs::read_dir(&directory).map_err(|error| error.to_string())?;
