@@ -3,9 +3,9 @@
     python benches/learning.py --data databricks-dolly-15k.jsonl --tokenizer gpt-neox-20b-tokenizer.json
 
 Needs an environment with dolly_rs, torch, transformers, tokenizers and matplotlib. The base is a random model of
-Pythia 14M's shape with Dolly's tokens; 2,000 rows of fewer than 256 tokens are learned for two epochs, 200 others are
-evaluated. Both sides use AdamW, gradients clipped at norm 1, batches of 8 and the same rates; each has its own order of
-the rows, and PyTorch runs three, to show how far apart orders alone are. Writes learning.json and learning.svg.
+Pythia 14M's shape with Dolly's tokens; 2,000 rows of fewer than 256 tokens are learned once, 200 others are evaluated.
+Both sides use AdamW, gradients clipped at norm 1, batches of 8 and the same rates; each has its own order of the rows,
+and PyTorch runs three, to show how far apart orders alone are. Writes learning.json and learning.svg.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-TRAIN_ROWS, EVAL_ROWS, EPOCHS, BATCH = 2000, 200, 2, 8
+TRAIN_ROWS, EVAL_ROWS, EPOCHS, BATCH = 2000, 200, 1, 8
 RATE, WARMUP, EVERY, LENGTH = 1e-3, 25, 25, 256
 DOLLY_TOKENS = ("### End", "### Instruction:", "### Response:\n")
 INTRO = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -150,7 +150,10 @@ def main():
     result["seconds"]["ours"] = round(time.perf_counter() - start)
     rows = [[encode(tokenizer, row) for row in part] for part in (train, held_out)]
     start = time.perf_counter()
-    result["peer"] = [peer(base, *rows, seed) for seed in (1, 2, 3)]
+    result["peer"] = []
+    for seed in (1, 2, 3):
+        result["peer"].append(peer(base, *rows, seed))
+        print(f"order {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     result["seconds"]["peer"] = round((time.perf_counter() - start) / 3)
     folder = Path(__file__).parent
     (folder / "learning.json").write_text(json.dumps(result) + "\n")
