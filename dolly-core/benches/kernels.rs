@@ -148,7 +148,8 @@ fn main() {
     let mut numbers = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let threads = numbers.next().and_then(|n| n.parse().ok());
     let isa = numbers.next();
-    let backend = CpuBackend::with_isa(CpuOptions { threads }, isa.as_deref()).unwrap();
+    let backend =
+        CpuBackend::with_isa(CpuOptions { threads, ..Default::default() }, isa.as_deref()).unwrap();
     let threads = backend.threads();
     let (bandwidth, peak) = (read_bandwidth(threads), fma_peak(threads));
     println!("{threads} threads, {}, weight {OUTPUTS} x {INPUTS}", backend.isa());

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use dolly_core::source::DownloadProgress;
 use dolly_core::{
-    Device, Error, GenerateOptions, Generation, Instruction, Pipeline, PromptMode, PromptOverflow,
-    WeightFormat,
+    CacheFormat, Device, Error, GenerateOptions, Generation, Instruction, Pipeline, PromptMode,
+    PromptOverflow, WeightFormat,
 };
 
 /// Answer an instruction with a Dolly / GPT-NeoX model.
@@ -44,6 +44,9 @@ struct Arguments {
     /// Bytes that weights and caches may take.
     #[arg(long)]
     memory_limit: Option<u64>,
+    /// How keys and values are held: f32, f16 or q8_0.
+    #[arg(long)]
+    kv_cache: Option<CacheFormat>,
     /// Bytes for the cache rows of prompts that were read; 0 is off.
     #[arg(long)]
     prefix_cache: Option<u64>,
@@ -171,6 +174,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     }
     if let Some(bytes) = arguments.memory_limit {
         builder = builder.memory_limit(bytes);
+    }
+    if let Some(format) = arguments.kv_cache {
+        builder = builder.kv_cache(format);
     }
     if let Some(bytes) = arguments.prefix_cache {
         builder = builder.prefix_cache(bytes);

@@ -43,7 +43,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     heads: usize,
     /// Steps of 8 blocks of plain text.
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 9000)]
     text_steps: u64,
     /// Times each instruction is seen.
     #[arg(long, default_value_t = 2)]

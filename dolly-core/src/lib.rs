@@ -62,6 +62,7 @@ mod hex;
 mod json;
 mod options;
 
+pub use backend::CacheFormat;
 pub use dataset::Dataset;
 pub use error::{Error, ErrorKind, Result};
 pub use generate::{

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use dolly_core::{Device, PipelineBuilder, WeightFormat};
+use dolly_core::{CacheFormat, Device, PipelineBuilder, WeightFormat};
 
 use crate::error::dolly_error;
 use crate::guard::guard;
@@ -47,6 +47,7 @@ pub(crate) struct Loader {
     context_length: Option<usize>,
     memory_limit: Option<u64>,
     max_batch: Option<usize>,
+    kv_cache: Option<CacheFormat>,
     prefix_cache: Option<u64>,
     revision: Option<String>,
     offline: Option<bool>,
@@ -90,6 +91,9 @@ impl Loader {
         }
         if let Some(sequences) = self.max_batch {
             builder = builder.max_batch(sequences);
+        }
+        if let Some(format) = self.kv_cache {
+            builder = builder.kv_cache(format);
         }
         if let Some(bytes) = self.prefix_cache {
             builder = builder.prefix_cache(bytes);
@@ -222,6 +226,25 @@ pub unsafe extern "C" fn dolly_loader_set_max_batch(
 ) -> dolly_status {
     // SAFETY: `error` is NULL or valid for writing by the header's contract.
     unsafe { guard(error, || change(loader, |held| held.max_batch = Some(sequences))) }
+}
+
+/// How keys and values of running sequences are held: "f32", "f16" or "q8_0"; "f32" with weights
+/// in f32, else "f16", unless set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_loader_set_kv_cache(
+    loader: *mut dolly_loader,
+    format: *const c_char,
+    format_len: usize,
+    error: *mut *mut dolly_error,
+) -> dolly_status {
+    // SAFETY: pointers are valid for their lengths by the header's contract.
+    unsafe {
+        guard(error, || {
+            handle::get(loader)?;
+            let format: CacheFormat = text(format, format_len, "format")?.parse()?;
+            change(loader, |held| held.kv_cache = Some(format))
+        })
+    }
 }
 
 /// Bytes for the cache rows of prompts that were read, from which requests that begin alike copy;

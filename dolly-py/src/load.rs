@@ -47,6 +47,9 @@ pub(crate) fn load(
     if let Some(bytes) = fields.get("memory_limit")? {
         builder = builder.memory_limit(bytes);
     }
+    if let Some(format) = fields.get::<Option<String>>("kv_cache")? {
+        builder = builder.kv_cache(format.parse()?);
+    }
     if let Some(bytes) = fields.get("prefix_cache")? {
         builder = builder.prefix_cache(bytes);
     }

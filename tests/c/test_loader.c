@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
     OK(dolly_loader_set_context_length(loader, 64, ERR));
     OK(dolly_loader_set_memory_limit(loader, (uint64_t)1 << 30, ERR));
     OK(dolly_loader_set_max_batch(loader, 4, ERR));
+    OK(dolly_loader_set_kv_cache(loader, TEXT("q8_0"), ERR));
     OK(dolly_loader_set_prefix_cache(loader, 0, ERR));
     OK(dolly_loader_set_revision(loader, TEXT("main"), ERR));
     OK(dolly_loader_set_offline(loader, true, ERR));
@@ -65,6 +66,7 @@ int main(int argc, char **argv) {
     loader = fresh();
     GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_device(loader, TEXT("gpu"), ERR));
     GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_format(loader, TEXT("q9"), ERR));
+    GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_kv_cache(loader, TEXT("bf16"), ERR));
     OK(dolly_loader_set_progress(loader, NULL, NULL, ERR));
     OK(dolly_loader_set_threads(loader, 0, ERR));
     refused(path, loader, DOLLY_STATUS_INVALID_ARGUMENT);

@@ -62,6 +62,7 @@ def test_pipeline_signature() -> None:
         "threads": None,
         "context_length": None,
         "memory_limit": None,
+        "kv_cache": None,
         "prefix_cache": None,
         "revision": None,
         "offline": None,

@@ -4,7 +4,7 @@
 //! the weights are. Results are a function of model, format and instruction set: not of threads,
 //! batch or chunks (see [`kernels`](crate::kernels)).
 
-use super::{Backend, RotaryTable, Span};
+use super::{Backend, CacheFormat, RotaryTable, Span};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::kernels::attention::{self, Heads, KvCache};
@@ -25,6 +25,8 @@ const MOST_THREADS: usize = 4096;
 pub struct CpuOptions {
     /// Threads that compute, 1 to 4096; unset: as many as the process may use.
     pub threads: Option<usize>,
+    /// How keys and values are held.
+    pub cache: CacheFormat,
 }
 
 /// Runs the network on the CPU.
@@ -34,13 +36,14 @@ pub struct CpuOptions {
 ///
 /// ```
 /// use dolly_core::backend::cpu::{CpuBackend, CpuOptions};
-/// let backend = CpuBackend::new(CpuOptions { threads: Some(2) })?;
+/// let backend = CpuBackend::new(CpuOptions { threads: Some(2), ..Default::default() })?;
 /// assert_eq!(backend.threads(), 2);
 /// # Ok::<(), dolly_core::Error>(())
 /// ```
 pub struct CpuBackend {
     kernels: Kernels,
     pool: Pool,
+    cache: CacheFormat,
 }
 
 /// `(rows, width)` floats, row-major.
@@ -70,7 +73,7 @@ pub struct Norm {
     eps: f32,
 }
 
-/// Keys and values of one sequence in f32.
+/// Keys and values of one sequence.
 pub struct Cache(KvCache);
 
 impl CpuBackend {
@@ -98,7 +101,7 @@ impl CpuBackend {
         };
         let kernels = Kernels::select(isa)?;
         tracing::debug!(isa = kernels.name(), threads, "CPU backend");
-        Ok(Self { kernels, pool: Pool::new(threads)? })
+        Ok(Self { kernels, pool: Pool::new(threads)?, cache: options.cache })
     }
 
     /// Name of the instruction set in use: `portable` or `avx2`.
@@ -203,12 +206,12 @@ impl Backend for CpuBackend {
 
     fn new_cache(&self, config: &Config, tokens: usize) -> Result<Cache> {
         let (layers, heads) = (config.num_hidden_layers, config.num_attention_heads);
-        Ok(Cache(KvCache::new(layers, heads, config.head_dim(), tokens)?))
+        Ok(Cache(KvCache::new(layers, heads, config.head_dim(), tokens, self.cache)?))
     }
 
     fn cache_bytes(&self, config: &Config, tokens: usize) -> u64 {
         let (layers, heads) = (config.num_hidden_layers, config.num_attention_heads);
-        attention::cache_bytes(layers, heads, config.head_dim(), tokens)
+        attention::cache_bytes(layers, heads, config.head_dim(), tokens, self.cache)
     }
 
     fn copy_cache(

@@ -11,11 +11,14 @@ use crate::error::Result;
 use crate::model::{Activation, Config};
 use crate::weights::{RowSource, WeightFormat};
 
+mod cache_format;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub use cache_format::CacheFormat;
 
 /// Consecutive new tokens of one sequence within the rows of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -101,7 +101,9 @@ impl<B: Backend> Sequences<B> {
 }
 
 pub(crate) fn cpu() -> Sequences<CpuBackend> {
-    Sequences::new(CpuBackend::with_isa(CpuOptions { threads: Some(1) }, None).unwrap())
+    Sequences::new(
+        CpuBackend::with_isa(CpuOptions { threads: Some(1), ..Default::default() }, None).unwrap(),
+    )
 }
 
 fn ids(count: u32) -> Vec<u32> {

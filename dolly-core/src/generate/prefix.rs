@@ -101,10 +101,13 @@ impl<B: Backend> Prefixes<B> {
     /// Where memory cannot be had, nothing is kept: no request needs it.
     pub fn keep(&mut self, backend: &B, config: &Config, ids: &[u32], cache: &B::Cache, room: u64) {
         let room = room.min(self.budget);
-        let row = backend.cache_bytes(config, 1).saturating_add(size_of::<u32>() as u64);
         self.touch(ids);
         let (mut parent, start) = self.longest(ids).map_or((None, 0), |(at, n)| (Some(at), n));
-        if start == ids.len() || room < row {
+        let cost = |rows: usize| {
+            let ids = (start + rows).saturating_mul(size_of::<u32>()) as u64;
+            backend.cache_bytes(config, rows).saturating_add(ids)
+        };
+        if start == ids.len() || room < cost(1) {
             return;
         }
         // The one that holds the last common row.
@@ -112,8 +115,7 @@ impl<B: Backend> Prefixes<B> {
             parent = self.parent(at);
         }
         let parent = parent.map(|at| self.entries[at].key);
-        let known = start as u64 * size_of::<u32>() as u64;
-        let wanted = row.saturating_mul((ids.len() - start) as u64).saturating_add(known);
+        let wanted = cost(ids.len() - start);
         let full = |held: &Self| held.bytes.saturating_add(wanted) > room;
         while self.entries.len() >= MOST_ENTRIES || full(self) {
             // What was touched just now is what the new entry stands on.
@@ -121,12 +123,12 @@ impl<B: Backend> Prefixes<B> {
                 break;
             }
         }
-        let fit = room.saturating_sub(self.bytes).saturating_sub(known) / row;
-        let rows = usize::try_from(fit).unwrap_or(usize::MAX).min(ids.len() - start);
+        let free = room.saturating_sub(self.bytes);
+        let rows = most(ids.len() - start, |rows| cost(rows) <= free);
         if rows == 0 || self.entries.len() >= MOST_ENTRIES {
             return;
         }
-        let bytes = row.saturating_mul(rows as u64).saturating_add(known);
+        let bytes = cost(rows);
         let copied = copy_rows(backend, config, &ids[..start + rows], cache, start);
         match copied {
             Ok((ids, rows)) => {
@@ -163,6 +165,20 @@ impl<B: Backend> Prefixes<B> {
         self.bytes -= self.entries.swap_remove(index).bytes;
         true
     }
+}
+
+/// The largest number up to `limit` that fits, where all below one that fits do; 0 without any.
+fn most(limit: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, limit);
+    while low < high {
+        let middle = high - (high - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
 }
 
 /// Copies of `ids` and of the rows of a cache from `start` on.

@@ -63,6 +63,16 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self {
+        // SAFETY: the caller proves the CPU's features and 16 readable bytes.
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller promises 16 writable floats.
         unsafe {
@@ -183,19 +193,6 @@ impl Vector for Avx2 {
         proven! {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
-    }
-
-    #[inline(always)]
-    fn sums(vectors: [Self; 4]) -> [f32; 4] {
-        let [a, b, c, d] = vectors;
-        let (a, b, c, d) = (a.quarter(), b.quarter(), c.quarter(), d.quarter());
-        proven! {
-            // a0+a2 b0+b2 a1+a3 b1+b3, and the same of c and d.
-            let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-            let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-            let sums = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
-            std::mem::transmute::<__m128, [f32; 4]>(sums)
         }
     }
 }

@@ -51,12 +51,6 @@ impl Buffer {
         // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
-
-    /// The bytes as floats, writable.
-    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `bytes_mut`; the start is aligned and every bit pattern is a float.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / 4) }
-    }
 }
 
 impl Drop for Buffer {

@@ -176,7 +176,7 @@ pub(crate) fn linear(
 }
 
 /// Panels that a tile of few rows takes, to keep enough sums in flight.
-fn panels_at_once(rows: usize) -> usize {
+pub(super) fn panels_at_once(rows: usize) -> usize {
     match rows {
         0 | 1 => 4,
         2 => 2,
@@ -275,6 +275,7 @@ impl Call<'_> {
                         w,
                         w_stride: self.matrix.panel_bytes(),
                         acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
+                        acc_stride: panels * LANES,
                     });
                 });
             }
@@ -355,7 +356,7 @@ impl Call<'_> {
 }
 
 /// Splits `rows` into as few tiles of at most `most` as possible, of nearly even size.
-fn for_each_tile(rows: usize, most: usize, mut tile: impl FnMut(usize, usize)) {
+pub(super) fn for_each_tile(rows: usize, most: usize, mut tile: impl FnMut(usize, usize)) {
     let tiles = rows.div_ceil(most);
     let mut row = 0;
     for i in 0..tiles {

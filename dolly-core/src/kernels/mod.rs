@@ -2,7 +2,7 @@
 //!
 //! Four layers, each knowing only the one below:
 //!
-//! 1. bodies written once over sixteen abstract lanes ([`vector`], [`tile`], [`attend`], [`rows`],
+//! 1. bodies written once over sixteen abstract lanes ([`vector`], [`tile`], [`rows`],
 //!    [`math`]), and integer products per instruction set ([`quant`], `avx2_quant`);
 //! 2. the lanes of an instruction set ([`portable`], `avx2`);
 //! 3. a table of functions compiled with that set's features ([`table`]), handed out only where the
@@ -18,7 +18,6 @@
     reason = "constant bounds over several arrays at once: what the compiler unrolls into registers"
 )]
 
-mod attend;
 pub(crate) mod attention;
 pub(crate) mod attention_gradient;
 #[cfg(target_arch = "x86_64")]

@@ -121,11 +121,6 @@ impl Vector for Portable {
         }
         lanes[0]
     }
-
-    #[inline(always)]
-    fn sums(vectors: [Self; 4]) -> [f32; 4] {
-        vectors.map(Self::sum)
-    }
 }
 
 /// Exact widening without branches, so that the loop over lanes vectorises.

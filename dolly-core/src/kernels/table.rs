@@ -1,12 +1,11 @@
 //! One table of kernels per instruction set, and the choice of one.
 
-use super::attend::{self, Attend};
 use super::gradient;
 use super::matmul;
 use super::portable::Portable;
 use super::quant::{self, QuantRow, QuantTile};
 use super::rows;
-use super::tile::{self, Bf16, F16, F32, Tile};
+use super::tile::{self, Bf16, F16, F32, I8, Tile};
 use super::vector::{LANES, Vector};
 use crate::error::{Error, Result};
 use crate::model::Activation;
@@ -28,6 +27,7 @@ pub(super) struct Table {
     pub tile_f32: unsafe fn(&Tile),
     pub tile_f16: unsafe fn(&Tile),
     pub tile_bf16: unsafe fn(&Tile),
+    pub tile_i8: unsafe fn(&Tile),
     pub tile_q8_0: unsafe fn(&QuantTile),
     pub tile_q4_0: unsafe fn(&QuantTile),
     pub widen_f16: unsafe fn(*const u8, *mut f32, usize),
@@ -36,7 +36,6 @@ pub(super) struct Table {
     pub layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
     pub add: unsafe fn(&mut [f32], &[f32]),
     pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
-    pub attend: unsafe fn(&Attend),
     pub matmul_tile: unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool),
     pub interleave_6: unsafe fn(&[&[f32]; matmul::ROWS], &mut [[f32; matmul::ROWS]]),
     pub interleave_16: unsafe fn(&[&[f32]; LANES], &mut [[f32; LANES]]),
@@ -60,6 +59,7 @@ macro_rules! table {
                 tile_f32(t: &Tile) => tile::run::<V, F32>(t);
                 tile_f16(t: &Tile) => tile::run::<V, F16>(t);
                 tile_bf16(t: &Tile) => tile::run::<V, Bf16>(t);
+                tile_i8(t: &Tile) => tile::run::<V, I8>(t);
                 widen_f16(from: *const u8, to: *mut f32, n: usize) => tile::widen::<V, F16>(from, to, n);
                 widen_bf16(from: *const u8, to: *mut f32, n: usize) => tile::widen::<V, Bf16>(from, to, n);
                 layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32])
@@ -67,7 +67,6 @@ macro_rules! table {
                 add(x: &mut [f32], y: &[f32]) => rows::add::<V>(x, y);
                 finish(acc: &[f32; LANES], bias: &[f32; LANES], act: Option<Activation>, out: &mut [f32])
                     => rows::finish::<V>(acc, bias, act, out);
-                attend(a: &Attend) => attend::run::<V>(a);
                 matmul_tile(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
                     => matmul::tile::<V>(k, a, b, c, stride, keep);
                 interleave_6(rows: &[&[f32]; matmul::ROWS], out: &mut [[f32; matmul::ROWS]])
@@ -88,7 +87,7 @@ macro_rules! table {
                     => gradient::softmax::<V>(p, dot, by, d);
             );
             pub(super) static TABLE: Table = Table {
-                tile_f32, tile_f16, tile_bf16, widen_f16, widen_bf16, layer_norm, add, finish, attend,
+                tile_f32, tile_f16, tile_bf16, tile_i8, widen_f16, widen_bf16, layer_norm, add, finish,
                 matmul_tile, interleave_6, interleave_16, layer_norm_backward, layer_norm_weights, activate, activation_backward,
                 exp_minus, max, scale, dot, softmax_backward,
                 $($field: $value),*

@@ -30,6 +30,8 @@ pub(super) struct Tile {
     pub w_stride: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
+    /// Floats from one row of `acc` to the next.
+    pub acc_stride: usize,
 }
 
 /// How sixteen weights of one step lie in memory.
@@ -41,9 +43,20 @@ pub(super) trait Weight {
     unsafe fn load<V: Vector>(p: *const u8) -> V;
 }
 
+/// 8-bit integers, widened without a scale: keys and values of a cache.
+pub(super) struct I8;
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
+
+impl Weight for I8 {
+    const BYTES: usize = LANES;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const u8) -> V {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { V::load_i8(p) }
+    }
+}
 
 impl Weight for F32 {
     const BYTES: usize = 4 * LANES;
@@ -96,7 +109,7 @@ pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
                     fixed::<V, W, 1, 1>(&Tile {
                         x: t.x.add(r * t.x_stride),
                         w: t.w.add(p * t.w_stride),
-                        acc: t.acc.add((r * panels + p) * LANES),
+                        acc: t.acc.add(r * t.acc_stride + p * LANES),
                         ..*t
                     });
                 }
@@ -114,7 +127,7 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
         let mut acc = [[V::splat(0.0); P]; R];
         for r in 0..R {
             for p in 0..P {
-                acc[r][p] = V::load(t.acc.add((r * P + p) * LANES));
+                acc[r][p] = V::load(t.acc.add(r * t.acc_stride + p * LANES));
             }
         }
         for k in 0..t.k {
@@ -131,7 +144,7 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
         }
         for r in 0..R {
             for p in 0..P {
-                acc[r][p].store(t.acc.add((r * P + p) * LANES));
+                acc[r][p].store(t.acc.add(r * t.acc_stride + p * LANES));
             }
         }
     }

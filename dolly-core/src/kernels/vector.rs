@@ -37,6 +37,18 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// As [`splat`](Self::splat), and `p` is readable for 32 bytes.
     unsafe fn load_bf16(p: *const u8) -> Self;
+    /// Lanes from 16 consecutive 8-bit integers, any alignment.
+    ///
+    /// # Safety
+    /// As [`splat`](Self::splat), and `p` is readable for 16 bytes.
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self {
+        // SAFETY: the caller's promise; `wide` holds 16 floats.
+        unsafe {
+            let wide = (*p.cast::<[i8; LANES]>()).map(f32::from);
+            Self::load(wide.as_ptr())
+        }
+    }
     /// Writes the lanes to 16 consecutive floats, any alignment.
     ///
     /// # Safety
@@ -82,8 +94,6 @@ pub(crate) trait Vector: Copy {
     fn exp2_integral(self) -> Self;
     /// Sum of the lanes.
     fn sum(self) -> f32;
-    /// Sums of the lanes of four vectors, each in the order of [`sum`](Self::sum).
-    fn sums(vectors: [Self; 4]) -> [f32; 4];
 
     /// The lanes as an array.
     #[inline(always)]

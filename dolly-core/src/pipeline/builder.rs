@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{Backend, CacheFormat};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
 use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
@@ -21,6 +21,8 @@ const PREFILL_CHUNK: usize = 256;
 /// Bytes for kept prefixes unless set: this share of the weights, and at least so many.
 const PREFIX_SHARE: u64 = 16;
 const LEAST_PREFIX_BYTES: u64 = 64 << 20;
+/// Tokens over which the bytes of one are averaged: a backend may round a cache up.
+const PER_TOKEN: usize = 64;
 
 /// Where the network runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -80,6 +82,7 @@ pub struct PipelineBuilder {
     context_length: Option<usize>,
     memory_limit: Option<u64>,
     max_batch: usize,
+    kv_cache: Option<CacheFormat>,
     prefix_cache: Option<u64>,
     reference: bool,
     adapter: Option<PathBuf>,
@@ -101,6 +104,7 @@ impl PipelineBuilder {
             context_length: None,
             memory_limit: None,
             max_batch: 64,
+            kv_cache: None,
             prefix_cache: None,
             reference: false,
             adapter: None,
@@ -144,6 +148,14 @@ impl PipelineBuilder {
     /// Most requests that share a step, 1 to 1024; 64 unless set. Others wait in order.
     pub fn max_batch(mut self, sequences: usize) -> Self {
         self.max_batch = sequences;
+        self
+    }
+
+    /// How keys and values of running sequences and kept prefixes are held; unless set,
+    /// [`CacheFormat::F32`] with weights in f32, else [`CacheFormat::F16`]. The reference backend
+    /// always holds f32.
+    pub fn kv_cache(mut self, format: CacheFormat) -> Self {
+        self.kv_cache = Some(format);
         self
     }
 
@@ -242,7 +254,12 @@ impl PipelineBuilder {
         if self.reference {
             return self.build_reference(&checkpoint, opened);
         }
-        let backend = CpuBackend::new(CpuOptions { threads: self.threads })?;
+        let cache = match self.kv_cache {
+            Some(format) => format,
+            None if self.resolved_format(&checkpoint)? == WeightFormat::F32 => CacheFormat::F32,
+            None => CacheFormat::default(),
+        };
+        let backend = CpuBackend::new(CpuOptions { threads: self.threads, cache })?;
         self.finish(backend, &checkpoint, opened)
     }
 
@@ -278,10 +295,7 @@ impl PipelineBuilder {
     ) -> Result<Pipeline> {
         let Opened { config, tokenizer } = opened;
         let context_length = self.checked_context_length(&config)?;
-        let format = match self.format {
-            WeightFormat::Auto => stored_format(checkpoint)?,
-            format => format,
-        };
+        let format = self.resolved_format(checkpoint)?;
         let mut ignore = |_| ();
         let progress: &mut dyn FnMut(LoadProgress) = match &mut self.on_progress {
             Some(call) => &mut **call,
@@ -305,9 +319,18 @@ impl PipelineBuilder {
             format,
             context_length,
             weight_bytes: model.weight_bytes(),
-            cache_bytes_per_token: model.backend().cache_bytes(model.config(), 1),
+            cache_bytes_per_token: model.backend().cache_bytes(model.config(), PER_TOKEN)
+                / PER_TOKEN as u64,
         };
         Ok(Pipeline::new(parts, Engine::start(model, limits)?))
+    }
+
+    /// The format of the weights in memory, never [`WeightFormat::Auto`].
+    fn resolved_format(&self, checkpoint: &Checkpoint) -> Result<WeightFormat> {
+        match self.format {
+            WeightFormat::Auto => stored_format(checkpoint),
+            format => Ok(format),
+        }
     }
 
     fn checked_context_length(&self, config: &Config) -> Result<usize> {

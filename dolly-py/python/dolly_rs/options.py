@@ -153,6 +153,7 @@ class Settings:
     threads: int | None = None
     context_length: int | None = None
     memory_limit: int | None = None
+    kv_cache: str | None = None
     prefix_cache: int | None = None
     revision: str | None = None
     offline: bool | None = None

@@ -47,6 +47,7 @@ def pipeline(
     threads: int | None = None,
     context_length: int | None = None,
     memory_limit: int | None = None,
+    kv_cache: str | None = None,
     prefix_cache: int | None = None,
     revision: str | None = None,
     offline: bool | None = None,
@@ -71,6 +72,9 @@ def pipeline(
         Longest sequence in tokens; the checkpoint's own unless given.
     memory_limit : int, optional
         Bytes that weights and caches may take together, checked before they are taken.
+    kv_cache : {"f32", "f16", "q8_0"}, optional
+        How keys and values of running sequences are held; ``"f32"`` with weights in f32, else
+        ``"f16"`` unless given.
     prefix_cache : int, optional
         Bytes for the cache rows of prompts that were read, from which requests that begin alike
         copy; 0 is off; a sixteenth of the weights, at least 64 MiB, unless given. Results do not
@@ -111,6 +115,7 @@ def pipeline(
         threads=threads,
         context_length=context_length,
         memory_limit=memory_limit,
+        kv_cache=kv_cache,
         prefix_cache=prefix_cache,
         revision=revision,
         offline=offline,

@@ -6,7 +6,7 @@ use super::*;
 use crate::ErrorKind;
 
 fn backend(threads: usize) -> CpuBackend {
-    CpuBackend::with_isa(CpuOptions { threads: Some(threads) }, None).unwrap()
+    CpuBackend::with_isa(CpuOptions { threads: Some(threads), ..Default::default() }, None).unwrap()
 }
 
 /// Element (r, c) is a small number without pattern; reading row `broken` fails.
@@ -59,7 +59,9 @@ fn values(backend: &CpuBackend, x: &Activations) -> Vec<f32> {
 #[test]
 fn options_outside_their_range_are_errors() {
     for threads in [0, 4097, usize::MAX] {
-        let error = CpuBackend::new(CpuOptions { threads: Some(threads) }).err().unwrap();
+        let error = CpuBackend::new(CpuOptions { threads: Some(threads), ..Default::default() })
+            .err()
+            .unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     }
     for isa in ["", "avx3", "AVX2 "] {
@@ -67,7 +69,10 @@ fn options_outside_their_range_are_errors() {
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
         assert!(error.to_string().contains("DOLLY_FORCE_ISA"), "{error}");
     }
-    let portable = CpuBackend::with_isa(CpuOptions { threads: Some(1) }, Some("portable"));
+    let portable = CpuBackend::with_isa(
+        CpuOptions { threads: Some(1), ..Default::default() },
+        Some("portable"),
+    );
     assert_eq!(portable.unwrap().isa(), "portable");
 }
 
@@ -90,7 +95,7 @@ fn the_environment_names_the_instruction_set() {
 #[test]
 #[ignore = "run by the_environment_names_the_instruction_set with the variable set"]
 fn reports_its_set() {
-    match CpuBackend::new(CpuOptions { threads: Some(1) }) {
+    match CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() }) {
         Ok(backend) => println!("runs on {}", backend.isa()),
         Err(error) => println!("{error}"),
     }
@@ -157,10 +162,13 @@ fn sizes_are_those_promised() {
     assert_eq!(backend.linear_bytes(33, 65, WeightFormat::Q4_0), 48 * 3 * 18);
     assert_eq!(backend.embedding_bytes(33, 65, WeightFormat::F16), 33 * 65 * 2);
     assert_eq!(backend.embedding_bytes(33, 65, WeightFormat::Q4_0), 33 * 3 * 34);
-    assert_eq!(attention::cache_bytes(3, 5, 80, 7), 3 * 5 * 80 * 7 * 2 * 4);
-    assert_eq!(attention::cache_bytes(3, 5, 7, 7), 3 * 5 * 16 * 7 * 2 * 4);
+    let cache = |heads, dim, tokens, format| attention::cache_bytes(3, heads, dim, tokens, format);
+    assert_eq!(cache(5, 80, 7, CacheFormat::F32), 3 * 5 * 16 * (80 + 80) * 4);
+    assert_eq!(cache(5, 80, 17, CacheFormat::F16), 3 * 5 * 32 * (80 + 80) * 2);
+    assert_eq!(cache(5, 7, 16, CacheFormat::Q8_0), 3 * 5 * 16 * (7 + 16 + 8));
     assert_eq!(backend.linear_bytes(usize::MAX, usize::MAX, WeightFormat::Q4_0), u64::MAX);
-    assert_eq!(attention::cache_bytes(usize::MAX, 1, usize::MAX, 2), u64::MAX);
+    assert_eq!(cache(1, usize::MAX, 2, CacheFormat::F16), u64::MAX);
+    assert_eq!(cache(usize::MAX, 64, usize::MAX, CacheFormat::F16), u64::MAX);
 }
 
 #[test]
@@ -195,7 +203,7 @@ fn sizes_no_machine_has_are_out_of_memory() {
         }
     }
     assert_eq!(
-        KvCache::new(1 << 20, 1 << 20, 80, 1 << 20).err().unwrap().kind(),
+        KvCache::new(1 << 20, 1 << 20, 80, 1 << 20, CacheFormat::F16).err().unwrap().kind(),
         ErrorKind::Memory
     );
 }

@@ -38,7 +38,7 @@ impl Store {
         found
     }
 
-    /// Bytes of so many rows and so many ids.
+    /// Bytes of an entry of so many rows and so many ids.
     fn bytes(&self, rows: usize, ids: usize) -> u64 {
         self.on.backend.cache_bytes(&self.on.config, rows) + 4 * ids as u64
     }
@@ -85,8 +85,8 @@ fn common_rows_are_held_once() {
     let tails = [ids(20, 3), ids(30, 5), ids(40, 2)];
     let prompts = tails.map(|tail| [ids(0, 10), tail].concat());
     prompts.iter().for_each(|prompt| store.keep(prompt, u64::MAX));
-    let rows = 13 + 5 + 2;
-    assert_eq!(store.kept.bytes(), store.bytes(rows, 13 + 15 + 12));
+    let bytes = store.bytes(13, 13) + store.bytes(5, 15) + store.bytes(2, 12);
+    assert_eq!(store.kept.bytes(), bytes);
     for prompt in &prompts {
         assert_eq!(store.find(prompt), prompt.len());
         store.keep(prompt, u64::MAX);
@@ -107,7 +107,7 @@ fn common_rows_are_held_once() {
 #[test]
 fn the_least_recently_used_goes_first() {
     let mut store = Store::new(0);
-    store.kept.budget = store.bytes(30, 30);
+    store.kept.budget = 3 * store.bytes(10, 10);
     let [a, b, c, d] = [0, 10, 20, 30].map(|from| ids(from, 10));
     for prompt in [&a, &b, &c] {
         store.keep(prompt, u64::MAX);
@@ -117,7 +117,7 @@ fn the_least_recently_used_goes_first() {
     store.keep(&d, u64::MAX);
     assert_eq!([&a, &b, &c, &d].map(|prompt| store.kept.known(prompt)), [10, 0, 10, 10]);
     store.kept.touch(&c);
-    store.kept.shrink_to(store.bytes(15, 15));
+    store.kept.shrink_to(2 * store.bytes(10, 10) - 1);
     assert_eq!([&a, &b, &c, &d].map(|prompt| store.kept.known(prompt)), [0, 0, 10, 0]);
     store.kept.shrink_to(0);
     assert_eq!((store.kept.bytes(), store.kept.entries.len()), (0, 0));
@@ -133,7 +133,7 @@ fn a_prefix_is_cut_to_the_room_there_is() {
     store.keep(&ids(0, 20), room + 3);
     assert_eq!((store.find(&ids(0, 20)), store.kept.bytes()), (7, room));
     // What a new entry stands on does not go for it.
-    let room = store.bytes(12, 7 + 12);
+    let room = store.bytes(7, 7) + store.bytes(5, 12);
     store.keep(&ids(0, 20), room);
     assert_eq!((store.find(&ids(0, 20)), store.kept.bytes()), (12, room));
     store.keep(&ids(0, 20), room);

@@ -1,7 +1,9 @@
 //! Attention: values against f64, invariance over chunks, batches and threads.
 
+use half::f16;
+
 use super::{Numbers, bits, pool, sets};
-use crate::backend::{RotaryTable, Span};
+use crate::backend::{CacheFormat, RotaryTable, Span};
 use crate::kernels::attention::{Heads, KvCache, attention};
 use crate::kernels::pool::Pool;
 use crate::kernels::table::Kernels;
@@ -14,6 +16,13 @@ struct Case {
 }
 
 impl Case {
+    /// No rotation: what is written to the cache is what was passed in.
+    fn still(&self) -> RotaryTable {
+        let count = self.tokens * self.half;
+        let (cos, sin) = (vec![1.0; count], vec![0.0; count]);
+        RotaryTable { cos, sin, half: self.half, positions: self.tokens }
+    }
+
     fn rotary(&self) -> RotaryTable {
         let angle = |i: usize| {
             (i / self.half) as f32 * 10000_f32.powf(-((i % self.half) as f32) / self.half as f32)
@@ -31,15 +40,27 @@ impl Case {
         Numbers(seed).normals(self.tokens * 3 * self.heads * self.dim)
     }
 
-    fn cache(&self) -> KvCache {
-        KvCache::new(2, self.heads, self.dim, self.tokens).unwrap()
+    fn cache(&self, format: CacheFormat) -> KvCache {
+        KvCache::new(2, self.heads, self.dim, self.tokens, format).unwrap()
     }
 
-    /// The whole sequence in chunks of the given size.
+    /// The whole sequence in chunks of the given size, with a cache in f32.
     fn run(&self, kernels: Kernels, pool: &Pool, qkv: &[f32], chunk: usize) -> Vec<f32> {
+        self.run_with(kernels, pool, qkv, chunk, CacheFormat::F32, &self.rotary())
+    }
+
+    fn run_with(
+        &self,
+        kernels: Kernels,
+        pool: &Pool,
+        qkv: &[f32],
+        chunk: usize,
+        format: CacheFormat,
+        rotary: &RotaryTable,
+    ) -> Vec<f32> {
         let hidden = self.heads * self.dim;
         let heads = Heads { count: self.heads, dim: self.dim, layer: 1 };
-        let (rotary, mut cache, mut all) = (self.rotary(), self.cache(), Vec::new());
+        let (mut cache, mut all) = (self.cache(format), Vec::new());
         let mut scratch = Vec::new();
         for start in (0..self.tokens).step_by(chunk) {
             let rows = chunk.min(self.tokens - start);
@@ -47,15 +68,15 @@ impl Case {
             let mut out = vec![f32::NAN; rows * hidden];
             let spans = [Span { first_row: 0, rows, position: start }];
             let caches = &mut [&mut cache];
-            attention(kernels, pool, &heads, &rotary, part, &spans, caches, &mut out, &mut scratch)
+            attention(kernels, pool, &heads, rotary, part, &spans, caches, &mut out, &mut scratch)
                 .unwrap();
             all.extend(out);
         }
         all
     }
 
-    fn reference(&self, qkv: &[f32]) -> Vec<f64> {
-        let (hidden, rotary) = (self.heads * self.dim, self.rotary());
+    fn reference(&self, qkv: &[f32], rotary: &RotaryTable) -> Vec<f64> {
+        let hidden = self.heads * self.dim;
         let part = |row: usize, head: usize, which: usize| -> Vec<f64> {
             let start = row * 3 * hidden + (3 * head + which) * self.dim;
             qkv[start..start + self.dim].iter().map(|x| f64::from(*x)).collect()
@@ -94,7 +115,7 @@ impl Case {
     }
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case { heads: 1, dim: 8, half: 1, tokens: 1 },
     Case { heads: 3, dim: 80, half: 10, tokens: 37 },
     Case { heads: 2, dim: 64, half: 8, tokens: 65 },
@@ -102,6 +123,8 @@ const CASES: [Case; 7] = [
     Case { heads: 1, dim: 256, half: 32, tokens: 33 },
     Case { heads: 5, dim: 7, half: 3, tokens: 20 },
     Case { heads: 2, dim: 100, half: 12, tokens: 130 },
+    // More than two blocks of 256 positions.
+    Case { heads: 1, dim: 24, half: 4, tokens: 530 },
 ];
 
 /// Budget: values are a few units; rounding of scores (|s| < 10) moves weights by about 1e-6.
@@ -112,10 +135,72 @@ fn matches_f64() {
         for case in CASES {
             let qkv = case.qkv(3);
             let found = case.run(kernels, &pool, &qkv, case.tokens);
-            for (i, (found, expected)) in found.iter().zip(case.reference(&qkv)).enumerate() {
+            for (i, (found, expected)) in
+                found.iter().zip(case.reference(&qkv, &case.rotary())).enumerate()
+            {
                 let error = (f64::from(*found) - expected).abs();
                 assert!(error < 4e-6, "{} {}: {found} {expected} {i}", kernels.name(), case.dim);
             }
+        }
+    }
+}
+
+/// Keys and values that a format holds exactly: as good as f32.
+#[test]
+fn formats_lose_nothing_where_nothing_is_rounded() {
+    let pool = pool(2);
+    for case in CASES {
+        let rotary = case.still();
+        let mut halves = case.qkv(8);
+        halves.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+        // Integers of at most 127 with a 127 in each key and value: the scale is a power of two.
+        let mut integers = case.qkv(8);
+        for row in integers.chunks_exact_mut(case.dim) {
+            row.iter_mut().for_each(|x| *x = (*x * 40.0).round().clamp(-126.0, 126.0) / 64.0);
+            row[row.len() / 2] = 127.0 / 64.0;
+        }
+        for (format, qkv) in [(CacheFormat::F16, halves), (CacheFormat::Q8_0, integers)] {
+            for kernels in sets() {
+                let found = case.run_with(kernels, &pool, &qkv, 7, format, &rotary);
+                for (found, expected) in found.iter().zip(case.reference(&qkv, &rotary)) {
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(error < 4e-6, "{format} {} {}: {found}", kernels.name(), case.dim);
+                }
+            }
+        }
+    }
+}
+
+/// What rounding may cost: keys and values of a few units, off by 2^-12 or 1/254 of the largest.
+#[test]
+fn formats_round_as_stated() {
+    let pool = pool(2);
+    for case in CASES {
+        let qkv = case.qkv(8);
+        let exact = case.reference(&qkv, &case.rotary());
+        for (format, bound) in [(CacheFormat::F16, 3e-3), (CacheFormat::Q8_0, 5e-2)] {
+            for kernels in sets() {
+                let rotary = case.rotary();
+                let found = case.run_with(kernels, &pool, &qkv, 64, format, &rotary);
+                let errors = found.iter().zip(&exact).map(|(x, y)| (f64::from(*x) - y).abs());
+                let largest = errors.fold(0.0, f64::max);
+                assert!(largest < bound, "{format} {} {}: {largest}", kernels.name(), case.dim);
+            }
+        }
+    }
+}
+
+/// Finite values beyond the largest f16 stay finite; others stay what they are.
+#[test]
+fn large_values_do_not_become_infinite() {
+    let case = Case { heads: 1, dim: 16, half: 4, tokens: 3 };
+    for kernels in sets() {
+        for (value, finite) in [(1e9, true), (-3e38, true), (f32::INFINITY, false)] {
+            let mut qkv = case.qkv(2);
+            qkv[32 + 3] = value;
+            let still = case.still();
+            let found = case.run_with(kernels, &pool(1), &qkv, 3, CacheFormat::F16, &still);
+            assert_eq!(found.iter().all(|x| x.is_finite()), finite, "{value}");
         }
     }
 }
@@ -124,15 +209,69 @@ fn matches_f64() {
 fn bits_do_not_depend_on_chunks_threads_or_neighbours() {
     for kernels in sets() {
         for case in CASES {
-            let qkv = case.qkv(5);
-            let whole = bits(&case.run(kernels, &pool(1), &qkv, case.tokens));
-            for threads in 1..=3 {
-                for chunk in [1, 2, 3, 5, 16, 17] {
-                    let found = case.run(kernels, &pool(threads), &qkv, chunk);
-                    assert!(bits(&found) == whole, "{} {} {chunk}", kernels.name(), case.dim);
+            let (qkv, rotary) = (case.qkv(5), case.rotary());
+            for format in CacheFormat::ALL {
+                let run = |threads, chunk| {
+                    let pool = pool(threads);
+                    bits(&case.run_with(kernels, &pool, &qkv, chunk, format, &rotary))
+                };
+                let whole = run(1, case.tokens);
+                for (threads, chunk) in
+                    [(1, 1), (2, 2), (1, 3), (3, 5), (2, 6), (3, 16), (1, 17), (2, 257)]
+                {
+                    assert!(
+                        run(threads, chunk) == whole,
+                        "{} {} {chunk}",
+                        kernels.name(),
+                        case.dim
+                    );
                 }
             }
         }
+    }
+}
+
+/// Rows copied to another place of another cache serve as if they had been computed there.
+#[test]
+fn copied_rows_are_the_rows() {
+    let case = Case { heads: 2, dim: 20, half: 4, tokens: 70 };
+    let heads = Heads { count: 2, dim: 20, layer: 0 };
+    let (qkv, rotary, kernels) = (case.qkv(4), case.rotary(), sets()[0]);
+    let run = |cache: &mut KvCache, rows: std::ops::Range<usize>| {
+        let part = &qkv[rows.start * 120..rows.end * 120];
+        let mut out = vec![f32::NAN; rows.len() * 40];
+        let spans = [Span { first_row: 0, rows: rows.len(), position: rows.start }];
+        let caches = &mut [cache];
+        attention(
+            kernels,
+            &pool(1),
+            &heads,
+            &rotary,
+            part,
+            &spans,
+            caches,
+            &mut out,
+            &mut Vec::new(),
+        )
+        .unwrap();
+        bits(&out)
+    };
+    for format in CacheFormat::ALL {
+        let mut whole = case.cache(format);
+        run(&mut whole, 0..65);
+        let expected = run(&mut whole, 65..70);
+        for first in [0, 1, 16, 33, 64] {
+            // By way of a cache where the rows lie elsewhere.
+            let mut between = KvCache::new(2, 2, 20, 65 - first + 3, format).unwrap();
+            between.copy_from(3, &whole, first, 65 - first).unwrap();
+            let mut copy = case.cache(format);
+            copy.copy_from(0, &whole, 0, first).unwrap();
+            copy.copy_from(first, &between, 3, 65 - first).unwrap();
+            assert!(run(&mut copy, 65..70) == expected, "{format} {first}");
+            assert!(copy.copy_from(60, &between, 3, 11).is_err(), "beyond the end");
+        }
+        let other = if format == CacheFormat::F32 { CacheFormat::F16 } else { CacheFormat::F32 };
+        assert!(whole.copy_from(0, &case.cache(other), 0, 1).is_err(), "of another format");
     }
 }
 
@@ -144,7 +283,7 @@ fn sequences_of_a_batch_do_not_see_each_other() {
         let (first, second) = (case.qkv(1), case.qkv(2));
         let alone = [&first, &second].map(|qkv| bits(&case.run(kernels, &pool, qkv, 12)));
         // Rows: the first sequence's last 5 tokens, then all of the second.
-        let (mut a, mut b) = (case.cache(), case.cache());
+        let (mut a, mut b) = (case.cache(CacheFormat::F32), case.cache(CacheFormat::F32));
         let (heads, rotary) = (Heads { count: 3, dim: 80, layer: 0 }, case.rotary());
         let mut scratch = Vec::new();
         let mut out = vec![0.0; 7 * hidden];
@@ -211,8 +350,8 @@ fn operands_that_do_not_fit_are_errors() {
     let kernels = sets()[0];
     let (pool, rotary) = (pool(1), case.rotary());
     let attempt = |spans: &[Span], layer: usize, qkv_rows: usize| {
-        let mut cache = case.cache();
-        let mut other = case.cache();
+        let mut cache = case.cache(CacheFormat::F16);
+        let mut other = case.cache(CacheFormat::F16);
         let mut caches = [&mut cache, &mut other];
         let qkv = vec![0.0; qkv_rows * 96];
         let mut out = vec![0.0; 4 * 32];

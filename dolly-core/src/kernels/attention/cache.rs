@@ -1,0 +1,320 @@
+//! The cache of keys and values, laid out as the float micro-kernel reads weights.
+//!
+//! A head's keys are panels of sixteen positions with the head's dimensions inside: scores are the
+//! product of queries with them. Its values are panels of sixteen dimensions with the positions
+//! inside: the result is the product of the softmax with them. So attention has no kernels of its
+//! own for either product.
+//!
+//! ```text
+//! per layer and head   keys    (tokens / 16, dim, 16)
+//!                      values  (dim / 16 rounded up, tokens, 16), padded with zeros
+//!                      scales  of keys (tokens), of values (tokens): Q8_0 only, f32
+//! ```
+
+use half::f16;
+
+use crate::backend::CacheFormat;
+use crate::error::{Error, Result};
+use crate::kernels::buffer::Buffer;
+use crate::kernels::vector::LANES;
+
+/// Keys and values of one sequence, all layers and heads.
+pub(crate) struct KvCache {
+    data: Buffer,
+    layers: usize,
+    heads: usize,
+    tokens: usize,
+    shape: HeadShape,
+}
+
+/// How one head of one layer lies in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct HeadShape {
+    /// Elements of a key.
+    pub dim: usize,
+    /// Tokens there is room for, a multiple of sixteen.
+    pub tokens: usize,
+    pub format: CacheFormat,
+}
+
+/// Bytes of a cache, whose room for tokens is rounded up to whole panels; `u64::MAX` beyond that range.
+pub(crate) fn cache_bytes(
+    layers: usize,
+    heads: usize,
+    head_dim: usize,
+    tokens: usize,
+    format: CacheFormat,
+) -> u64 {
+    let tokens = tokens.checked_next_multiple_of(LANES);
+    let bytes =
+        tokens.and_then(|tokens| HeadShape { dim: head_dim, tokens, format }.checked_bytes());
+    [layers, heads]
+        .iter()
+        .try_fold(bytes.unwrap_or(usize::MAX) as u64, |all, &n| all.checked_mul(n as u64))
+        .unwrap_or(u64::MAX)
+}
+
+impl HeadShape {
+    /// Elements of a value: `dim` in whole groups of sixteen.
+    pub(super) fn width(self) -> usize {
+        self.dim.next_multiple_of(LANES)
+    }
+
+    /// Bytes of an element.
+    pub(super) fn element(self) -> usize {
+        match self.format {
+            CacheFormat::F32 => 4,
+            CacheFormat::F16 => 2,
+            CacheFormat::Q8_0 => 1,
+        }
+    }
+
+    /// Where values, the scales of keys and the scales of values begin, and all ends.
+    fn places(self) -> [usize; 4] {
+        let values = self.tokens * self.dim * self.element();
+        let scales = values + self.tokens * self.width() * self.element();
+        let each = if self.format == CacheFormat::Q8_0 { 4 * self.tokens } else { 0 };
+        [values, scales, scales + each, scales + 2 * each]
+    }
+
+    fn checked_bytes(self) -> Option<usize> {
+        let elements = self.dim.checked_next_multiple_of(LANES)?.checked_add(self.dim)?;
+        let scales = if self.format == CacheFormat::Q8_0 { 8 } else { 0 };
+        elements.checked_mul(self.element())?.checked_add(scales)?.checked_mul(self.tokens)
+    }
+
+    /// Bytes of one head of one layer.
+    pub(super) fn bytes(self) -> usize {
+        self.places()[3]
+    }
+
+    /// The parts of a head's bytes.
+    pub(super) fn split(self, store: &mut [u8]) -> Head<'_> {
+        let [values, key_scales, value_scales, _] = self.places();
+        let (keys, rest) = store.split_at_mut(values);
+        let (values, rest) = rest.split_at_mut(key_scales - values);
+        let (key_scales, value_scales) = rest.split_at_mut(value_scales - key_scales);
+        Head { shape: self, keys, values, key_scales, value_scales }
+    }
+}
+
+/// One head of one layer of a cache.
+pub(super) struct Head<'a> {
+    pub shape: HeadShape,
+    pub keys: &'a mut [u8],
+    pub values: &'a mut [u8],
+    key_scales: &'a mut [u8],
+    value_scales: &'a mut [u8],
+}
+
+impl Head<'_> {
+    /// Writes key and value of a position; both have `dim` elements.
+    pub(super) fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
+        match self.shape.format {
+            CacheFormat::F32 => self.write_as(position, key, value, f32::to_ne_bytes),
+            CacheFormat::F16 => self.write_as(position, key, value, |x| narrow(x).to_ne_bytes()),
+            CacheFormat::Q8_0 => {
+                let (key_scale, value_scale) = (scale_of(key), scale_of(value));
+                set_scale(self.key_scales, position, key_scale);
+                set_scale(self.value_scales, position, value_scale);
+                let (k, v) = (inverse(key_scale), inverse(value_scale));
+                let integer = |x: f32, by: f32| (x * by).round_ties_even() as i8 as u8;
+                scatter_key(self.shape, self.keys, position, key, |x| [integer(x, k)]);
+                scatter_value(self.shape, self.values, position, value, |x| [integer(x, v)]);
+            }
+        }
+    }
+
+    fn write_as<const N: usize>(
+        &mut self,
+        position: usize,
+        key: &[f32],
+        value: &[f32],
+        convert: impl Fn(f32) -> [u8; N] + Copy,
+    ) {
+        scatter_key(self.shape, self.keys, position, key, convert);
+        scatter_value(self.shape, self.values, position, value, convert);
+    }
+
+    /// `scores[j] *= scale of key start + j`, where keys have scales.
+    pub(super) fn scale_scores(&self, start: usize, scores: &mut [f32]) {
+        times_scales(self.key_scales, start, scores);
+    }
+
+    /// `weights[j] *= scale of value start + j`, where values have scales.
+    pub(super) fn scale_weights(&self, start: usize, weights: &mut [f32]) {
+        times_scales(self.value_scales, start, weights);
+    }
+}
+
+/// The nearest f16, the largest one for finite values beyond: infinity would make the row NaN.
+fn narrow(x: f32) -> f16 {
+    let most = f32::from(f16::MAX);
+    f16::from_f32(if x.is_finite() { x.clamp(-most, most) } else { x })
+}
+
+/// The scale of a row's integers; NaN where the row has a value that is not finite.
+fn scale_of(row: &[f32]) -> f32 {
+    let most = row.iter().fold(0.0_f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+    if most.is_finite() { most / 127.0 } else { f32::NAN }
+}
+
+fn inverse(scale: f32) -> f32 {
+    if scale > 0.0 { 1.0 / scale } else { 0.0 }
+}
+
+fn set_scale(scales: &mut [u8], position: usize, scale: f32) {
+    scales.as_chunks_mut::<4>().0[position] = scale.to_ne_bytes();
+}
+
+fn times_scales(scales: &[u8], start: usize, row: &mut [f32]) {
+    for (x, scale) in row.iter_mut().zip(scales.as_chunks::<4>().0.iter().skip(start)) {
+        *x *= f32::from_ne_bytes(*scale);
+    }
+}
+
+fn scatter_key<const N: usize>(
+    shape: HeadShape,
+    keys: &mut [u8],
+    position: usize,
+    key: &[f32],
+    convert: impl Fn(f32) -> [u8; N],
+) {
+    let first = position / LANES * shape.dim * LANES + position % LANES;
+    let cells = keys.as_chunks_mut::<N>().0[first..].iter_mut().step_by(LANES);
+    for (cell, x) in cells.zip(key) {
+        *cell = convert(*x);
+    }
+}
+
+fn scatter_value<const N: usize>(
+    shape: HeadShape,
+    values: &mut [u8],
+    position: usize,
+    value: &[f32],
+    convert: impl Fn(f32) -> [u8; N],
+) {
+    let groups = values.as_chunks_mut::<N>().0.chunks_exact_mut(shape.tokens * LANES);
+    for (group, value) in groups.zip(value.chunks(LANES)) {
+        for (cell, x) in group[position * LANES..].iter_mut().zip(value) {
+            *cell = convert(*x);
+        }
+    }
+}
+
+impl KvCache {
+    /// An empty cache; its memory is used as positions are.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn new(
+        layers: usize,
+        heads: usize,
+        head_dim: usize,
+        tokens: usize,
+        format: CacheFormat,
+    ) -> Result<Self> {
+        let bytes = cache_bytes(layers, heads, head_dim, tokens, format);
+        let refused = || Error::OutOfMemory { what: format!("cache of {tokens} tokens"), bytes };
+        let len = usize::try_from(bytes).map_err(|_| refused())?;
+        let data = Buffer::zeroed(len, "cache").map_err(|_| refused())?;
+        let shape = HeadShape { dim: head_dim, tokens: tokens.next_multiple_of(LANES), format };
+        Ok(Self { data, layers, heads, tokens, shape })
+    }
+
+    /// Tokens it holds at most.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The shape of its heads where it has this layer and so many heads.
+    pub(super) fn shape_of(&self, layer: usize, heads: usize) -> Option<HeadShape> {
+        (layer < self.layers && heads == self.heads).then_some(self.shape)
+    }
+
+    /// All heads of a layer that exists.
+    pub(super) fn layer_mut(&mut self, layer: usize) -> &mut [u8] {
+        let bytes = self.heads * self.shape.bytes();
+        &mut self.data.bytes_mut()[layer * bytes..(layer + 1) * bytes]
+    }
+
+    /// Copies `tokens` tokens, from token `at` of `from` to token `start` of this cache.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when one of them has no such tokens, or their shapes differ.
+    pub(crate) fn copy_from(
+        &mut self,
+        start: usize,
+        from: &Self,
+        at: usize,
+        tokens: usize,
+    ) -> Result<()> {
+        let kind = |c: &Self| (c.layers, c.heads, c.shape.dim, c.shape.format);
+        let room = |c: &Self, first: usize| c.tokens.checked_sub(first) >= Some(tokens);
+        if kind(self) != kind(from) || !room(self, start) || !room(from, at) {
+            return Err(Error::Internal("a cache was copied to one that it does not fit".into()));
+        }
+        let (to_shape, from_shape) = (self.shape, from.shape);
+        if tokens == 0 || to_shape.bytes() == 0 {
+            return Ok(());
+        }
+        let stores = self.data.bytes_mut().chunks_exact_mut(to_shape.bytes());
+        for (to, from) in stores.zip(from.data.bytes().chunks_exact(from_shape.bytes())) {
+            let copy = HeadCopy { to_shape, from_shape, to, from };
+            copy.run(start, at, tokens);
+        }
+        Ok(())
+    }
+}
+
+/// The same head of two caches.
+struct HeadCopy<'a> {
+    to_shape: HeadShape,
+    from_shape: HeadShape,
+    to: &'a mut [u8],
+    from: &'a [u8],
+}
+
+impl HeadCopy<'_> {
+    fn run(mut self, start: usize, at: usize, tokens: usize) {
+        self.keys(start, at, tokens);
+        let [to_values, to_scales, to_scales_v, _] = self.to_shape.places();
+        let [from_values, from_scales, from_scales_v, _] = self.from_shape.places();
+        let element = self.to_shape.element();
+        let row = LANES * element;
+        for group in 0..self.to_shape.width() / LANES {
+            let to = to_values + (group * self.to_shape.tokens + start) * row;
+            let from = from_values + (group * self.from_shape.tokens + at) * row;
+            self.copy(to, from, tokens * row);
+        }
+        if self.to_shape.format == CacheFormat::Q8_0 {
+            self.copy(to_scales + 4 * start, from_scales + 4 * at, 4 * tokens);
+            self.copy(to_scales_v + 4 * start, from_scales_v + 4 * at, 4 * tokens);
+        }
+    }
+
+    /// Panels at a time where both sides begin one, else an element at a time.
+    fn keys(&mut self, start: usize, at: usize, tokens: usize) {
+        let (dim, element) = (self.to_shape.dim, self.to_shape.element());
+        let place = |position: usize| (position / LANES * dim * LANES + position % LANES) * element;
+        let mut done = 0;
+        while done < tokens {
+            let (to, from) = (place(start + done), place(at + done));
+            let whole = (start + done) % LANES == 0 && (at + done) % LANES == 0;
+            if whole && tokens - done >= LANES {
+                self.copy(to, from, LANES * dim * element);
+                done += LANES;
+            } else {
+                for d in 0..dim {
+                    let skip = d * LANES * element;
+                    self.copy(to + skip, from + skip, element);
+                }
+                done += 1;
+            }
+        }
+    }
+
+    fn copy(&mut self, to: usize, from: usize, bytes: usize) {
+        self.to[to..to + bytes].copy_from_slice(&self.from[from..from + bytes]);
+    }
+}
