@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr, reason = "a command line program reports on stderr")]
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,9 @@ struct Arguments {
     /// Bytes that weights and caches may take.
     #[arg(long)]
     memory_limit: Option<u64>,
+    /// Directory to keep packed weights in, for the next start.
+    #[arg(long)]
+    packed_weights: Option<PathBuf>,
     /// How keys and values are held: f32, f16 or q8_0.
     #[arg(long)]
     kv_cache: Option<CacheFormat>,
@@ -174,6 +178,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     }
     if let Some(bytes) = arguments.memory_limit {
         builder = builder.memory_limit(bytes);
+    }
+    if let Some(directory) = &arguments.packed_weights {
+        builder = builder.packed_weights(directory);
     }
     if let Some(format) = arguments.kv_cache {
         builder = builder.kv_cache(format);

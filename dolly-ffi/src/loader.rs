@@ -53,6 +53,7 @@ pub(crate) struct Loader {
     offline: Option<bool>,
     bundled_dir: Option<PathBuf>,
     adapter: Option<PathBuf>,
+    packed_weights: Option<PathBuf>,
     progress: Option<Progress>,
 }
 
@@ -109,6 +110,9 @@ impl Loader {
         }
         if let Some(directory) = self.adapter {
             builder = builder.adapter(directory);
+        }
+        if let Some(directory) = self.packed_weights {
+            builder = builder.packed_weights(directory);
         }
         if let Some(progress) = self.progress {
             builder = builder.on_progress(move |step| progress.report(&step));
@@ -323,6 +327,28 @@ pub unsafe extern "C" fn dolly_loader_set_adapter(
             handle::get(loader)?;
             let directory = owned(text(directory, directory_len, "directory")?)?;
             change(loader, |held| held.adapter = Some(directory.into()))
+        })
+    }
+}
+
+/// A directory for packed weights: the first load of a model in a format leaves a file there, as
+/// large as the weights in memory, and later loads read that instead of converting.
+///
+/// It is checked against the model's files, and must be as trusted as they are. A directory that
+/// cannot be written to is no error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dolly_loader_set_packed_weights(
+    loader: *mut dolly_loader,
+    directory: *const c_char,
+    directory_len: usize,
+    error: *mut *mut dolly_error,
+) -> dolly_status {
+    // SAFETY: pointers are valid for their lengths by the header's contract.
+    unsafe {
+        guard(error, || {
+            handle::get(loader)?;
+            let directory = owned(text(directory, directory_len, "directory")?)?;
+            change(loader, |held| held.packed_weights = Some(directory.into()))
         })
     }
 }

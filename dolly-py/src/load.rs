@@ -59,6 +59,9 @@ pub(crate) fn load(
     if let Some(adapter) = fields.get::<Option<PathBuf>>("adapter")? {
         builder = builder.adapter(adapter);
     }
+    if let Some(directory) = fields.get::<Option<PathBuf>>("packed_weights")? {
+        builder = builder.packed_weights(directory);
+    }
     if let Some(offline) = fields.get("offline")? {
         builder = builder.offline(offline);
     }

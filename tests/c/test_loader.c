@@ -45,6 +45,7 @@ int main(int argc, char **argv) {
     OK(dolly_loader_set_max_batch(loader, 4, ERR));
     OK(dolly_loader_set_kv_cache(loader, TEXT("q8_0"), ERR));
     OK(dolly_loader_set_prefix_cache(loader, 0, ERR));
+    OK(dolly_loader_set_packed_weights(loader, TEXT("/no/such/directory/to/make/\x01"), ERR));
     OK(dolly_loader_set_revision(loader, TEXT("main"), ERR));
     OK(dolly_loader_set_offline(loader, true, ERR));
     OK(dolly_loader_set_bundled_dir(loader, TEXT("/no/such/directory"), ERR));

@@ -67,6 +67,7 @@ def test_pipeline_signature() -> None:
         "revision": None,
         "offline": None,
         "adapter": None,
+        "packed_weights": None,
         "progress": None,
     }
 

@@ -47,7 +47,11 @@ impl RowTable {
         let bytes = usize::try_from(table_bytes(rows, width, layout)).unwrap_or(usize::MAX);
         let mut data = Buffer::zeroed(bytes, &what())?;
         let piece = row_bytes(width, layout);
+        let kind = format!("rows {layout:?}");
         fill(pool, data.bytes_mut(), rows, piece, |range, bytes| {
+            if source.read_packed(&kind, piece, range.start, bytes) {
+                return Ok(());
+            }
             let mut row = try_vec(width, &what())?;
             row.resize(width, 0.0_f32);
             for (i, to) in range.zip(bytes.chunks_exact_mut(piece.max(1))) {
@@ -56,6 +60,7 @@ impl RowTable {
             }
             Ok(())
         })?;
+        source.keep_packed(&kind, piece, data.bytes());
         Ok(Self { data, layout, rows, width })
     }
 

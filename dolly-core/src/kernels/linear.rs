@@ -88,7 +88,11 @@ impl Matrix {
         let mut panels = Buffer::zeroed(bytes, &what())?;
         let panel_bytes = layout.panel_bytes(inputs).unwrap_or(0);
         let panel_count = outputs.div_ceil(LANES);
+        let kind = format!("panels {layout:?}");
         fill(pool, panels.bytes_mut(), panel_count, panel_bytes, |range, panels| {
+            if source.read_packed(&kind, panel_bytes, range.start, panels) {
+                return Ok(());
+            }
             let floats = LANES.saturating_mul(inputs);
             let mut rows = try_vec(floats, &what())?;
             rows.resize(floats, 0.0_f32);
@@ -100,6 +104,7 @@ impl Matrix {
             }
             Ok(())
         })?;
+        source.keep_packed(&kind, panel_bytes, panels.bytes());
         Ok(Self { panels, layout, outputs, inputs })
     }
 

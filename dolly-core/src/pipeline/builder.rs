@@ -86,6 +86,7 @@ pub struct PipelineBuilder {
     prefix_cache: Option<u64>,
     reference: bool,
     adapter: Option<PathBuf>,
+    packed_weights: Option<PathBuf>,
     source: SourceOptions,
     cancel: CancelToken,
     on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
@@ -108,6 +109,7 @@ impl PipelineBuilder {
             prefix_cache: None,
             reference: false,
             adapter: None,
+            packed_weights: None,
             source: SourceOptions::from_env(),
             cancel: CancelToken::new(),
             on_progress: None,
@@ -204,6 +206,17 @@ impl PipelineBuilder {
         self
     }
 
+    /// A directory for packed weights: the first load of a model in a format leaves a file there, as
+    /// large as the weights in memory, and later loads read that instead of converting and packing.
+    ///
+    /// The file is tied to the model's files (their sizes, times and samples of their bytes), every
+    /// piece has a checksum, and what does not hold is made anew from the model. A directory that
+    /// cannot be written to is no error. The directory must be as trusted as the model.
+    pub fn packed_weights(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.packed_weights = Some(directory.into());
+        self
+    }
+
     /// Runs the network on the candle reference backend; needs the feature `candle`.
     pub fn reference(mut self, reference: bool) -> Self {
         self.reference = reference;
@@ -260,7 +273,12 @@ impl PipelineBuilder {
             None => CacheFormat::default(),
         };
         let backend = CpuBackend::new(CpuOptions { threads: self.threads, cache })?;
-        self.finish(backend, &checkpoint, opened)
+        if let Some(directory) = &self.packed_weights {
+            checkpoint.use_packed(directory, self.resolved_format(&checkpoint)?.name());
+        }
+        let pipeline = self.finish(backend, &checkpoint, opened)?;
+        checkpoint.finish_packed();
+        Ok(pipeline)
     }
 
     #[cfg(feature = "candle")]

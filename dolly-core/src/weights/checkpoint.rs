@@ -10,7 +10,7 @@ use super::gguf_metadata::GgufMetadata;
 use super::index::ShardIndex;
 use super::low_rank::LowRank;
 use super::names::{self, RowOrder};
-use super::{MAX_TENSORS, ModelFiles, RowSource, StoredType, safetensors, torch};
+use super::{MAX_TENSORS, ModelFiles, PackedWeights, RowSource, StoredType, safetensors, torch};
 use crate::error::{Error, Result, try_vec, try_zeroed};
 
 /// Most bytes a read holds besides its output.
@@ -69,6 +69,7 @@ pub struct Checkpoint {
     gguf: Option<GgufMetadata>,
     /// Additions to matrices, by their names.
     added: HashMap<String, LowRank>,
+    packed: Option<PackedWeights>,
 }
 
 impl Checkpoint {
@@ -162,7 +163,7 @@ impl Checkpoint {
                 return Err(Error::tensor(place, first.name.as_str(), reason));
             }
         }
-        Ok(Self { place, files, tensors, gguf, added: HashMap::new() })
+        Ok(Self { place, files, tensors, gguf, added: HashMap::new(), packed: None })
     }
 
     /// The directory or file the model came from, for errors.
@@ -222,7 +223,25 @@ impl Checkpoint {
         if info.stored == StoredType::Other {
             return Err(fail("holds no floating-point numbers".to_owned()));
         }
-        Ok(TensorReader { info, file, rows, cols, added: self.added.get(name) })
+        let (added, packed) = (self.added.get(name), self.packed.as_ref());
+        Ok(TensorReader { info, file, rows, cols, added, packed })
+    }
+
+    /// Makes later readers offer the packed weights of `directory` for this format, or keep them
+    /// there until [`finish_packed`](Self::finish_packed). Weights are loaded without where that
+    /// is not possible.
+    pub(crate) fn use_packed(&mut self, directory: &Path, format: &str) {
+        match PackedWeights::open(directory, &self.files, format) {
+            Ok(packed) => self.packed = Some(packed),
+            Err(error) => tracing::warn!(%error, "loads without packed weights"),
+        }
+    }
+
+    /// All weights have been loaded: what was kept of them is put in its place.
+    pub(crate) fn finish_packed(&mut self) {
+        if let Some(packed) = self.packed.take() {
+            packed.finish();
+        }
     }
 
     /// Makes every later reader of matrix `name` add `low_rank` to the rows it reads.
@@ -328,12 +347,18 @@ pub struct TensorReader<'a> {
     rows: usize,
     cols: usize,
     added: Option<&'a LowRank>,
+    packed: Option<&'a PackedWeights>,
 }
 
 impl<'a> TensorReader<'a> {
     /// The tensor that is read.
     pub fn info(&self) -> &'a TensorInfo {
         self.info
+    }
+
+    /// Packed weights of the tensor as stored: with an addition it is another.
+    fn packed(&self) -> Option<&'a PackedWeights> {
+        self.packed.filter(|_| self.added.is_none())
     }
 
     /// Weights that move together when rows are stored in another order.
@@ -395,5 +420,15 @@ impl RowSource for TensorReader<'_> {
             added.add_rows(first, out);
         }
         Ok(())
+    }
+
+    fn read_packed(&self, layout: &str, piece: usize, first: usize, out: &mut [u8]) -> bool {
+        self.packed().is_some_and(|packed| packed.read(&self.info.name, layout, piece, first, out))
+    }
+
+    fn keep_packed(&self, layout: &str, piece: usize, bytes: &[u8]) {
+        if let Some(packed) = self.packed() {
+            packed.keep(&self.info.name, layout, piece, bytes);
+        }
     }
 }

@@ -17,6 +17,7 @@ mod gguf_metadata;
 mod index;
 mod low_rank;
 mod names;
+mod packed;
 mod pickle;
 mod quantize;
 mod safetensors;
@@ -40,6 +41,7 @@ pub use write_safetensors::{write_safetensors, write_safetensors_from};
 pub(crate) use atomic::AtomicFile;
 pub(crate) use low_rank::LowRank;
 pub(crate) use names::{canonical as canonical_name, from_gguf as canonical_gguf_name};
+pub(crate) use packed::PackedWeights;
 pub(crate) use write::Watch;
 pub(crate) use write_gguf::write_watched as write_gguf_watched;
 pub(crate) use write_safetensors::write_watched as write_safetensors_watched;
@@ -170,6 +172,21 @@ pub trait RowSource: Sync {
     ///
     /// Errors when the file cannot be read; callers stay within [`shape`](Self::shape).
     fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()>;
+
+    /// Fills `out` with what packing in `layout` gave before, from piece `first` on, each of
+    /// `piece_bytes`; false where that is not known: `out`, zeros before, has zeros then.
+    fn read_packed(
+        &self,
+        _layout: &str,
+        _piece_bytes: usize,
+        _first: usize,
+        _out: &mut [u8],
+    ) -> bool {
+        false
+    }
+
+    /// Shown what packing gave, to be kept for [`read_packed`](Self::read_packed).
+    fn keep_packed(&self, _layout: &str, _piece_bytes: usize, _bytes: &[u8]) {}
 }
 
 /// The files of one model, found by [`source`](crate::source), not yet opened.

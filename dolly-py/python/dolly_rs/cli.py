@@ -37,6 +37,7 @@ _LOAD = (
     "revision",
     "offline",
     "adapter",
+    "packed_weights",
 )
 
 
@@ -136,6 +137,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prefix-cache", type=int, metavar="BYTES", help="for prompts read before")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--adapter", metavar="DIR", help="a low-rank adapter to merge in")
+    group.add_argument("--packed-weights", metavar="DIR", help="where to keep weights as packed")
     group.add_argument("--offline", action="store_const", const=True, help="do not ask the network")
 
 

@@ -158,6 +158,7 @@ class Settings:
     revision: str | None = None
     offline: bool | None = None
     adapter: str | None = None
+    packed_weights: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""

@@ -52,6 +52,7 @@ def pipeline(
     revision: str | None = None,
     offline: bool | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    packed_weights: str | os.PathLike[str] | None = None,
     progress: bool | Progress | None = None,
     **unknown: NoReturn,
 ) -> Pipeline:
@@ -86,6 +87,10 @@ def pipeline(
     adapter : path, optional
         A directory with a low-rank adapter, as PEFT writes it, that is merged into the weights
         while they are loaded, whatever the dtype.
+    packed_weights : path, optional
+        A directory for packed weights: the first load of a model in a dtype leaves a file there, as
+        large as the weights in memory, and later loads read that instead of converting. It is
+        checked against the model's files, and must be as trusted as they are.
     progress : bool or callable, optional
         True shows downloads and loading on standard error: as bars where tqdm is installed, else
         downloads as a line of the terminal. A callable gets
@@ -120,6 +125,7 @@ def pipeline(
         revision=revision,
         offline=offline,
         adapter=None if adapter is None else os.fspath(adapter),
+        packed_weights=None if packed_weights is None else os.fspath(packed_weights),
     )
     return Pipeline(settings, progress=progress)
 
