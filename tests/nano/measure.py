@@ -13,6 +13,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import dolly_rs
@@ -118,7 +119,10 @@ def stage(folder):
     rows = read_jsonl(folder / "log.jsonl")
     last = rows[-1]
     evaluated = [row["eval_loss"] for row in rows if row.get("eval_loss") is not None]
-    seconds = rows[-1]["wall_time"] - rows[0]["wall_time"]
+    times = [row["wall_time"] for row in rows]
+    steps = [later - earlier for earlier, later in zip(times, times[1:])]
+    # A run that was stopped and went on did not train in between.
+    seconds = sum(step for step in steps if step < 10 * statistics.median(steps))
     return {"steps": last["step"], "epochs": last["epoch"], "train_loss": last["loss"], "eval_loss": evaluated[-1],
             "seconds": round(seconds * last["step"] / (last["step"] - rows[0]["step"]))}
 
