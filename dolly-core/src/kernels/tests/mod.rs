@@ -7,6 +7,7 @@ mod linear;
 mod math;
 mod matmul;
 mod rows;
+mod same;
 
 use super::pool::Pool;
 use super::table::Kernels;
@@ -26,6 +27,11 @@ fn sets() -> Vec<Kernels> {
     eprintln!("kernel sets under test: {}", names.join(", "));
     assert!(names.contains(&"portable"));
     names.into_iter().map(|name| Kernels::select(Some(name)).unwrap()).collect()
+}
+
+/// Sizes for a CPU, or the few that an interpreter of its instructions (Miri) gets through.
+const fn sizes<T>(all: &'static [T], few: &'static [T]) -> &'static [T] {
+    if cfg!(miri) { few } else { all }
 }
 
 fn pool(threads: usize) -> Pool {
