@@ -103,24 +103,29 @@ fn read_bandwidth(threads: usize) -> f64 {
 #[cfg(target_arch = "x86_64")]
 fn fma_peak(threads: usize) -> f64 {
     use std::arch::x86_64::*;
-    #[target_feature(enable = "avx2,fma")]
-    fn spin(steps: usize) -> f32 {
-        let mut acc = [_mm256_set1_ps(1.0); 12];
-        let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(1e-9)));
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm256_fmadd_ps(*acc, a, b);
+    macro_rules! spin {
+        ($features:literal, $splat:ident, $fma:ident, $add:ident, $first:ident) => {{
+            #[target_feature(enable = $features)]
+            fn spin(steps: usize) -> f32 {
+                let mut acc = [$splat(1.0); 12];
+                let (a, b) = ($splat(black_box(0.999)), $splat(black_box(1e-9)));
+                for _ in 0..steps {
+                    for acc in &mut acc {
+                        *acc = $fma(*acc, a, b);
+                    }
+                }
+                $first(acc[1..].iter().fold(acc[0], |sum, acc| $add(sum, *acc)))
             }
-        }
-        let mut sum = acc[0];
-        for acc in &acc[1..] {
-            sum = _mm256_add_ps(sum, *acc);
-        }
-        _mm256_cvtss_f32(sum)
+            spin as unsafe fn(usize) -> f32
+        }};
     }
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+    let (spin, lanes) = if is_x86_feature_detected!("avx512f") {
+        (spin!("avx512f", _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_cvtss_f32), 16)
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        (spin!("avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_cvtss_f32), 8)
+    } else {
         return f64::NAN;
-    }
+    };
     let steps = 2_000_000;
     let time = seconds(5, || {
         together(threads, |_| {
@@ -128,7 +133,7 @@ fn fma_peak(threads: usize) -> f64 {
             black_box(unsafe { spin(steps) });
         });
     });
-    (threads * steps * 12 * 8 * 2) as f64 / time
+    (threads * steps * 12 * lanes * 2) as f64 / time
 }
 
 #[cfg(not(target_arch = "x86_64"))]

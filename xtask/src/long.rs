@@ -12,19 +12,41 @@ const FUZZ_SECONDS: u32 = 60;
 /// Resident memory in MiB that a fuzz target may take.
 const FUZZ_MEMORY: u32 = 2048;
 
+/// What an x86-64 CPU would have to have for all instruction sets of the kernels.
+const FEATURES: &str = "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni";
+
 /// The crash tests at full length.
 pub fn crashes(root: &Path) -> Outcome {
     let test = ["test", "--release", "--package", "dolly-core", "--lib", "--", "--ignored"];
     run(cargo(root, &test).args(TESTS))
 }
 
-/// Every fuzz target for a while; skipped, saying so, without a nightly compiler and cargo-fuzz.
-pub fn fuzz(root: &Path) -> Outcome {
-    let found = program(root, "rustup", &["run", "nightly", "cargo", "fuzz", "--version"])
+/// Whether there is a nightly compiler with a command of cargo.
+fn has_nightly(root: &Path, command: &str) -> bool {
+    let found = program(root, "rustup", &["run", "nightly", "cargo", command, "--version"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    if !found.is_ok_and(|status| status.success()) {
+    found.is_ok_and(|status| status.success())
+}
+
+/// The kernels of every instruction set of x86-64, interpreted: no CPU has to have them. Skipped,
+/// saying so, without a nightly compiler and Miri.
+pub fn kernels(root: &Path) -> Outcome {
+    if !cfg!(target_arch = "x86_64") || !has_nightly(root, "miri") {
+        eprintln!("!!! SKIPPED, no nightly compiler for x86-64 with Miri: kernels interpreted");
+        return Ok(());
+    }
+    let words = ["run", "nightly", "cargo", "miri", "test", "--package", "dolly-core", "--lib"];
+    run(program(root, "rustup", &words)
+        .args(["--", "kernels::tests"])
+        .env("RUSTFLAGS", format!("-C target-feature={FEATURES}"))
+        .env("MIRIFLAGS", "-Zmiri-disable-isolation"))
+}
+
+/// Every fuzz target for a while; skipped, saying so, without a nightly compiler and cargo-fuzz.
+pub fn fuzz(root: &Path) -> Outcome {
+    if !has_nightly(root, "fuzz") {
         eprintln!("!!! SKIPPED, no nightly compiler with cargo-fuzz: tests/fuzz");
         return Ok(());
     }

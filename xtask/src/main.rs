@@ -19,7 +19,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask TASK
 
   test           every test: Rust, docs, Python, C, header drift, README
-  test --long    also sanitizers, valgrind, hundreds of crashes, and fuzzing where it is installed
+  test --long    also sanitizers, valgrind, hundreds of crashes, and Miri and fuzzing where installed
   header         write include/dolly.h anew
   wheel          build the Python wheel for this system into target/wheels
   wheel --old    the same for every Linux with glibc 2.28 or newer

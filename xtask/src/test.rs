@@ -23,6 +23,7 @@ pub fn all(root: &Path, in_full: bool) -> Outcome {
     readme::check(root, &venv, &libraries)?;
     if in_full {
         long::crashes(root)?;
+        long::kernels(root)?;
         long::fuzz(root)?;
     }
     Ok(())

@@ -32,7 +32,8 @@ pub struct CpuOptions {
 /// Runs the network on the CPU.
 ///
 /// The instruction set is the best this CPU has, or the one named by the environment variable
-/// `DOLLY_FORCE_ISA` (`portable`, `avx2`). Cheap operations run on the caller's thread.
+/// `DOLLY_FORCE_ISA` (`portable`, `avx2`, `avx512`, `avx512vnni`). Cheap operations run on the
+/// caller's thread.
 ///
 /// ```
 /// use dolly_core::backend::cpu::{CpuBackend, CpuOptions};
@@ -104,7 +105,8 @@ impl CpuBackend {
         Ok(Self { kernels, pool: Pool::new(threads)?, cache: options.cache })
     }
 
-    /// Name of the instruction set in use: `portable` or `avx2`.
+    /// Name of the instruction set in use: `portable`, `avx2`, `avx512` (F, BW, DQ and VL) or
+    /// `avx512vnni`, which multiplies integers faster.
     pub fn isa(&self) -> &'static str {
         self.kernels.name()
     }

@@ -7,30 +7,19 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::quant::{QUANT_BLOCK, QuantRow, QuantTile, TINY};
+use super::quant::{self, Block, QUANT_BLOCK, QuantRow, QuantTile, TINY};
 use super::vector::{LANES, Vector};
 
 /// Integer sums of one block for sixteen lanes.
 type Sums = (__m256i, __m256i);
 
-/// A format's way to multiply one block of `P` panels with `R` rows.
-trait Block {
-    const BYTES: usize;
-    /// # Safety
-    /// AVX2; `x` and `sums` are valid for `R` rows at the tile's stride, `w` for `P` panels.
-    unsafe fn dot<const R: usize, const P: usize>(
-        t: &QuantTile,
-        x: *const i8,
-        sums: *const i32,
-        w: *const u8,
-    ) -> [[Sums; P]; R];
-}
-
 struct Q8_0;
 struct Q4_0;
 
 impl Block for Q8_0 {
+    type V = Avx2;
     const BYTES: usize = LANES * (2 + QUANT_BLOCK);
+    const ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn dot<const R: usize, const P: usize>(
@@ -38,7 +27,7 @@ impl Block for Q8_0 {
         x: *const i8,
         _sums: *const i32,
         w: *const u8,
-    ) -> [[Sums; P]; R] {
+    ) -> [[Avx2; P]; R] {
         // SAFETY: reads 32 integers a row and one block a panel, which the caller vouches for.
         unsafe {
             let ones = _mm256_set1_epi16(1);
@@ -59,13 +48,15 @@ impl Block for Q8_0 {
                     }
                 }
             }
-            acc
+            floats(acc)
         }
     }
 }
 
 impl Block for Q4_0 {
+    type V = Avx2;
     const BYTES: usize = LANES * (2 + QUANT_BLOCK / 2);
+    const ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn dot<const R: usize, const P: usize>(
@@ -73,7 +64,7 @@ impl Block for Q4_0 {
         x: *const i8,
         sums: *const i32,
         w: *const u8,
-    ) -> [[Sums; P]; R] {
+    ) -> [[Avx2; P]; R] {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
         unsafe {
             let ones = _mm256_set1_epi16(1);
@@ -106,7 +97,7 @@ impl Block for Q4_0 {
                     acc.1 = _mm256_sub_epi32(_mm256_madd_epi16(acc.1, ones), offset);
                 }
             }
-            acc
+            floats(acc)
         }
     }
 }
@@ -122,66 +113,19 @@ unsafe fn broadcast(x: *const i8) -> __m256i {
 }
 
 /// # Safety
-/// AVX2, FMA and F16C; the pointers are valid for what [`QuantTile`] says of them.
+/// AVX2.
 #[inline(always)]
-unsafe fn fixed<B: Block, const R: usize, const P: usize>(t: &QuantTile) {
-    // SAFETY: every offset stays within the rows, panels and blocks that the caller vouches for.
+unsafe fn floats<const R: usize, const P: usize>(acc: [[Sums; P]; R]) -> [[Avx2; P]; R] {
+    // SAFETY: the caller's promise.
     unsafe {
-        let mut acc = [[Avx2::splat(0.0); P]; R];
+        let mut out = [[Avx2::splat(0.0); P]; R];
         for r in 0..R {
             for p in 0..P {
-                acc[r][p] = Avx2::load(t.acc.add((r * P + p) * LANES));
+                let (low, high) = acc[r][p];
+                out[r][p] = Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high));
             }
         }
-        for b in 0..t.blocks {
-            let w = t.w.add(b * B::BYTES);
-            let dots = B::dot::<R, P>(t, t.x.add(b * QUANT_BLOCK), t.sums.add(b), w);
-            for p in 0..P {
-                let w_scale = Avx2::load_f16(w.add(p * t.w_stride));
-                for r in 0..R {
-                    let x_scale = Avx2::splat(*t.scales.add(r * t.x_stride + b));
-                    let (low, high) = dots[r][p];
-                    let dot = Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high));
-                    acc[r][p] = x_scale.mul(w_scale).mul_add(dot, acc[r][p]);
-                }
-            }
-        }
-        for r in 0..R {
-            for p in 0..P {
-                acc[r][p].store(t.acc.add((r * P + p) * LANES));
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`fixed`].
-#[inline(always)]
-unsafe fn run<B: Block>(t: &QuantTile) {
-    // SAFETY: the caller's promise, passed on.
-    unsafe {
-        match (t.rows, t.panels) {
-            (1, 1) => fixed::<B, 1, 1>(t),
-            (1, 2) => fixed::<B, 1, 2>(t),
-            (1, 3) => fixed::<B, 1, 3>(t),
-            (1, 4) => fixed::<B, 1, 4>(t),
-            (2, 1) => fixed::<B, 2, 1>(t),
-            (2, 2) => fixed::<B, 2, 2>(t),
-            (3, 1) => fixed::<B, 3, 1>(t),
-            (4, 1) => fixed::<B, 4, 1>(t),
-            (rows, panels) => {
-                for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
-                    fixed::<B, 1, 1>(&QuantTile {
-                        x: t.x.add(r * t.x_stride * QUANT_BLOCK),
-                        scales: t.scales.add(r * t.x_stride),
-                        sums: t.sums.add(r * t.x_stride),
-                        w: t.w.add(p * t.w_stride),
-                        acc: t.acc.add((r * panels + p) * LANES),
-                        ..*t
-                    });
-                }
-            }
-        }
+        out
     }
 }
 
@@ -190,7 +134,7 @@ unsafe fn run<B: Block>(t: &QuantTile) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn tile_q8_0(t: &QuantTile) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { run::<Q8_0>(t) }
+    unsafe { quant::run::<Q8_0>(t) }
 }
 
 /// # Safety
@@ -198,7 +142,7 @@ pub(super) unsafe fn tile_q8_0(t: &QuantTile) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn tile_q4_0(t: &QuantTile) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { run::<Q4_0>(t) }
+    unsafe { quant::run::<Q4_0>(t) }
 }
 
 /// Rounds a row as `quant::quantize_row` does.

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! One row takes four panels at a time (as many independent sums as the CPU's adders need), two
-//! rows two. Slicing K leaves the order of a sum as it is: the accumulators are exact f32.
+//! rows two, more as many as the registers hold. Slicing K leaves the order of a sum as it is: the
+//! accumulators are exact f32.
 
 use std::mem::MaybeUninit;
 
@@ -29,7 +30,8 @@ use crate::weights::RowSource;
 const ROW_CHUNK: usize = 96;
 /// Panels that share a pass over the rows' slice of K.
 const UNIT: usize = 8;
-/// Steps of K (not blocks) that a panel's slice has when it serves several tiles: 16 KiB of f32.
+/// Steps of K (not blocks) of the slices that serve several tiles, those of all panels of a tile
+/// together: 16 KiB of f32.
 const K_SLICE: usize = 256;
 /// Rows from which re-reading them costs more than leaving a panel's stream of weights.
 const UNIT_FROM: usize = 32;
@@ -131,6 +133,8 @@ struct Call<'a> {
     bias: Option<&'a [f32]>,
     activation: Option<Activation>,
     out: Shared<f32>,
+    /// Panels of a tile.
+    together: usize,
 }
 
 /// `out[r] = activation(matrix x[r] + bias)` for `rows` rows.
@@ -162,14 +166,15 @@ pub(crate) fn linear(
         quantize(kernels, pool, x, rows, matrix.inputs, quant)?;
     }
     let panels = matrix.outputs.div_ceil(LANES);
+    let together = panels_at_once(kernels, matrix.layout, rows);
     let unit = match rows {
         // Weights dominate: a unit is what one tile reads, from front to back.
-        ..UNIT_FROM => panels_at_once(rows),
-        _ => (panels / (4 * pool.threads())).clamp(1, UNIT),
+        ..UNIT_FROM => together,
+        _ => (panels / (4 * pool.threads())).clamp(1, UNIT).next_multiple_of(together),
     };
     let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
     let out = Shared::new(out);
-    let call = Call { kernels, matrix, x, rows, quant, bias, activation, out };
+    let call = Call { kernels, matrix, x, rows, quant, bias, activation, out, together };
     pool.run(panels.div_ceil(unit), work >= PARALLEL_FROM, |_, range| {
         let mut acc = [MaybeUninit::uninit(); UNIT * ROW_CHUNK * LANES];
         for u in range {
@@ -180,14 +185,21 @@ pub(crate) fn linear(
     Ok(())
 }
 
-/// Panels that a tile of few rows takes, to keep enough sums in flight.
-pub(super) fn panels_at_once(rows: usize) -> usize {
+/// Panels that a tile takes, to keep enough sums in flight.
+fn panels_at_once(kernels: Kernels, layout: Layout, rows: usize) -> usize {
+    if rows > 2 && layout.quantized() { 1 } else { float_panels(kernels, rows) }
+}
+
+/// Panels that a tile of floats takes.
+pub(super) fn float_panels(kernels: Kernels, rows: usize) -> usize {
     match rows {
         0 | 1 => 4,
         2 => 2,
-        _ => 1,
+        _ => kernels.table().panels,
     }
 }
+
+const _: () = assert!(UNIT.is_multiple_of(4));
 
 fn quantize(
     kernels: Kernels,
@@ -256,19 +268,24 @@ impl Call<'_> {
             Layout::Bf16 if widen.is_none() => table.tile_bf16,
             _ => table.tile_f32,
         };
-        let slice = if direct { inputs.max(1) } else { K_SLICE };
+        let slice = if direct { inputs.max(1) } else { K_SLICE / self.together };
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        let together = panels_at_once(self.rows);
+        let together = self.together;
         let slices = (0..inputs).step_by(slice);
         for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
             let (steps, panels) = (slice.min(inputs - k), together.min(count - p));
-            // SAFETY: step `k + steps` is within the panel; `wide` holds a slice. Rows and panels
-            // of each tile exist (`linear` checked the lengths), `acc` holds count * chunk * 16.
+            // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
+            // panels. Rows and panels of each tile exist (`linear` checked the lengths), `acc` holds
+            // count * chunk * 16.
             unsafe {
-                let mut w = panel.add(p * self.matrix.panel_bytes() + k * layout.step_bytes());
+                let mut w_stride = self.matrix.panel_bytes();
+                let mut w = panel.add(p * w_stride + k * layout.step_bytes());
                 if let Some(widen) = widen {
-                    widen(w, wide.as_mut_ptr().cast(), steps);
-                    w = wide.as_ptr().cast();
+                    for p in 0..panels {
+                        let to = wide.as_mut_ptr().cast::<f32>().add(p * steps * LANES);
+                        widen(w.add(p * w_stride), to, steps);
+                    }
+                    (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
                 }
                 for_each_tile(chunk, table.float_rows, |row, rows| {
                     kernel(&Tile {
@@ -278,7 +295,7 @@ impl Call<'_> {
                         x: self.x.as_ptr().add((start + row) * inputs + k),
                         x_stride: inputs,
                         w,
-                        w_stride: self.matrix.panel_bytes(),
+                        w_stride,
                         acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
                         acc_stride: panels * LANES,
                     });
@@ -304,7 +321,7 @@ impl Call<'_> {
         let slice =
             if chunk <= table.quant_rows { blocks.max(1) } else { 2 * K_SLICE / QUANT_BLOCK };
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        let together = panels_at_once(self.rows);
+        let together = self.together;
         let slices = (0..blocks).step_by(slice);
         for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
             let panels = together.min(count - p);
@@ -334,7 +351,7 @@ impl Call<'_> {
     /// Adds the bias, applies the activation, and writes the columns that exist.
     fn finish(&self, first: usize, count: usize, start: usize, rows: usize, acc: &[f32]) {
         let outputs = self.matrix.outputs;
-        let together = panels_at_once(self.rows);
+        let together = self.together;
         for p in 0..count {
             let group = p - p % together;
             let panels = together.min(count - group);

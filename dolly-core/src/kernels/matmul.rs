@@ -5,8 +5,8 @@
 //! for each tile of C (a thread's task)
 //!   for each slice of K                    B's slice packed in panels of 16 columns (L3)
 //!     for each block of 192 rows           A's block packed in panels of 6 rows (L2)
-//!       for each panel of B                16 KiB, stays in L1
-//!         for each panel of A              micro-kernel: 6 x 16 sums in registers
+//!       for each panel of B, or two        16 KiB, stays in L1
+//!         for each panel of A              micro-kernel: 6 x 16 sums in registers, or 6 x 32
 //! ```
 //!
 //! Every element of C is summed along each slice of K from left to right, and the slices' sums are
@@ -23,6 +23,8 @@ pub(super) mod packing;
 
 /// Rows of A's panels and of the micro-kernel's tile.
 pub(super) const ROWS: usize = 6;
+/// Most columns of the micro-kernel's tile.
+const WIDTH: usize = 2 * LANES;
 /// Steps of K that are packed at a time.
 const K_SLICE: usize = 256;
 /// Rows of A that are packed at a time: 192 KiB.
@@ -278,33 +280,33 @@ impl Block<'_> {
     /// # Safety
     /// `c` points to `size.0` rows of `size.1` floats, `stride` apart, which nobody else touches.
     unsafe fn run(&self, kernels: Kernels, c: *mut f32, stride: usize) {
-        let kernel = kernels.table().matmul_tile;
+        let (kernel, together) = (kernels.table().matmul_tile, kernels.table().panels);
         let (rows, columns) = self.size;
-        let panels =
-            self.b.chunks_exact(panel_floats::<LANES>(self.steps)).zip((0..columns).step_by(LANES));
-        for (b, j) in panels {
+        let panels = self.b.chunks(together * panel_floats::<LANES>(self.steps));
+        for (b, j) in panels.zip((0..columns).step_by(together * LANES)) {
+            let panels = together.min((columns - j).div_ceil(LANES));
             let blocks =
                 self.a.chunks_exact(panel_floats::<ROWS>(self.steps)).zip((0..rows).step_by(ROWS));
             for (a, i) in blocks {
-                let whole = rows - i >= ROWS && columns - j >= LANES;
+                let whole = rows - i >= ROWS && columns - j >= panels * LANES;
                 // SAFETY: the tile is whole, or copied through a whole one: both are inside C. The
-                // panels hold `steps` steps. The table's instructions are there.
+                // panels exist and hold `steps` steps. The table's instructions are there.
                 unsafe {
                     let c = c.add(i * stride + j);
                     if whole {
-                        kernel(self.steps, a.as_ptr(), b.as_ptr(), c, stride, self.keep);
+                        kernel(panels, self.steps, a.as_ptr(), b.as_ptr(), c, stride, self.keep);
                         continue;
                     }
-                    let (rows, columns) = (ROWS.min(rows - i), LANES.min(columns - j));
-                    let mut edge = [0.0_f32; ROWS * LANES];
+                    let (rows, columns) = (ROWS.min(rows - i), columns.min(j + panels * LANES) - j);
+                    let mut edge = [0.0_f32; ROWS * WIDTH];
                     for r in 0..rows {
-                        let to = edge.as_mut_ptr().add(r * LANES);
+                        let to = edge.as_mut_ptr().add(r * WIDTH);
                         std::ptr::copy_nonoverlapping(c.add(r * stride), to, columns);
                     }
                     let to = edge.as_mut_ptr();
-                    kernel(self.steps, a.as_ptr(), b.as_ptr(), to, LANES, self.keep);
+                    kernel(panels, self.steps, a.as_ptr(), b.as_ptr(), to, WIDTH, self.keep);
                     for r in 0..rows {
-                        let from = edge.as_ptr().add(r * LANES);
+                        let from = edge.as_ptr().add(r * WIDTH);
                         std::ptr::copy_nonoverlapping(from, c.add(r * stride), columns);
                     }
                 }
@@ -313,13 +315,34 @@ impl Block<'_> {
     }
 }
 
-/// `c[r] (+)= sum over k of a[k][r] * b[k]` for six rows of sixteen columns.
+/// `c[r] (+)= sum over k of a[k][r] * b[k]` for six rows of one or two panels of sixteen columns.
 ///
 /// # Safety
-/// As [`Vector::splat`]; `a` holds `steps * 6` floats, `b` `steps * 16`, and `c` six rows of sixteen
-/// floats, `stride` apart.
+/// As [`Vector::splat`]; at most [`Vector::PANELS`] panels; `a` holds `steps * 6` floats, `b` as many
+/// panels of `steps * 16`, and `c` six rows of them, `stride` apart.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector>(
+    panels: usize,
+    steps: usize,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    stride: usize,
+    keep: bool,
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match panels {
+            2 if V::PANELS == 2 => fixed::<V, 2>(steps, a, b, c, stride, keep),
+            _ => fixed::<V, 1>(steps, a, b, c, stride, keep),
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile`], for `P` panels.
+#[inline(always)]
+unsafe fn fixed<V: Vector, const P: usize>(
     steps: usize,
     a: *const f32,
     b: *const f32,
@@ -331,38 +354,54 @@ pub(super) unsafe fn tile<V: Vector>(
     unsafe {
         // C's lines come from far away and are wanted only after the loop.
         for r in 0..ROWS {
-            prefetch(c.add(r * stride));
+            for p in 0..P {
+                prefetch(c.add(r * stride + p * LANES));
+            }
         }
-        let mut sums = [V::splat(0.0); ROWS];
+        let panel = panel_floats::<LANES>(steps);
+        let mut sums = [[V::splat(0.0); P]; ROWS];
         let whole = steps - steps % UNROLLED;
         for k in (0..whole).step_by(UNROLLED) {
             prefetch(a.wrapping_add(k * ROWS + AHEAD));
             for k in k..k + UNROLLED {
-                step(a.add(k * ROWS), b.add(k * LANES), &mut sums);
+                step(a.add(k * ROWS), b.add(k * LANES), panel, &mut sums);
             }
         }
         for k in whole..steps {
-            step(a.add(k * ROWS), b.add(k * LANES), &mut sums);
+            step(a.add(k * ROWS), b.add(k * LANES), panel, &mut sums);
         }
         for r in 0..ROWS {
-            let c = c.add(r * stride);
-            let sum = if keep { V::load(c).add(sums[r]) } else { sums[r] };
-            sum.store(c);
+            for p in 0..P {
+                let c = c.add(r * stride + p * LANES);
+                let sum = if keep { V::load(c).add(sums[r][p]) } else { sums[r][p] };
+                sum.store(c);
+            }
         }
     }
 }
 
-/// One step of the tile: `sums[r] += a[r] * b`.
+/// One step of the tile: `sums[r][p] += a[r] * b[p]`.
 ///
 /// # Safety
-/// As [`Vector::splat`]; `a` holds 6 floats, `b` 16.
+/// As [`Vector::splat`]; `a` holds 6 floats, `b` 16 for each panel, `panel` apart.
 #[inline(always)]
-unsafe fn step<V: Vector>(a: *const f32, b: *const f32, sums: &mut [V; ROWS]) {
+unsafe fn step<V: Vector, const P: usize>(
+    a: *const f32,
+    b: *const f32,
+    panel: usize,
+    sums: &mut [[V; P]; ROWS],
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        let b = V::load(b);
+        let mut columns = [sums[0][0]; P];
+        for p in 0..P {
+            columns[p] = V::load(b.add(p * panel));
+        }
         for r in 0..ROWS {
-            sums[r] = V::splat(*a.add(r)).mul_add(b, sums[r]);
+            let a = V::splat(*a.add(r));
+            for p in 0..P {
+                sums[r][p] = a.mul_add(columns[p], sums[r][p]);
+            }
         }
     }
 }

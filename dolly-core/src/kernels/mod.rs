@@ -3,8 +3,9 @@
 //! Four layers, each knowing only the one below:
 //!
 //! 1. bodies written once over sixteen abstract lanes ([`vector`], [`tile`], [`rows`],
-//!    [`math`]), and integer products per instruction set ([`quant`], `avx2_quant`);
-//! 2. the lanes of an instruction set ([`portable`], `avx2`);
+//!    [`math`]), and integer products per instruction set ([`quant`], `avx2_quant`,
+//!    `avx512_quant`);
+//! 2. the lanes of an instruction set ([`portable`], `avx2`, `avx512`);
 //! 3. a table of functions compiled with that set's features ([`table`]), handed out only where the
 //!    CPU has them;
 //! 4. safe functions over slices that check lengths in release builds, and the drivers that split
@@ -24,6 +25,12 @@ pub(crate) mod attention_gradient;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_quant;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(all(miri, target_arch = "x86_64"))]
+mod avx512_miri;
+#[cfg(target_arch = "x86_64")]
+mod avx512_quant;
 pub(crate) mod buffer;
 pub(crate) mod embedding;
 pub(crate) mod gradient;

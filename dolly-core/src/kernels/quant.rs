@@ -12,7 +12,7 @@
 use half::f16;
 
 use super::portable::f16_to_f32;
-use super::vector::LANES;
+use super::vector::{LANES, Vector};
 
 /// Elements along K that share a scale.
 pub(crate) const QUANT_BLOCK: usize = 32;
@@ -115,6 +115,97 @@ pub(super) struct QuantTile {
     pub w_stride: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
+}
+
+/// An instruction set's way to multiply one block of `P` panels of a format with `R` rows.
+pub(super) trait Block {
+    /// The set's lanes.
+    type V: Vector;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Most rows of a tile, 4 or 8.
+    const ROWS: usize;
+    /// The sums of integers: exact in f32, being below 2^24.
+    ///
+    /// # Safety
+    /// As [`Vector::splat`]; `x` and `sums` are valid for `R` rows at the tile's stride, `w` for `P`
+    /// panels.
+    unsafe fn dot<const R: usize, const P: usize>(
+        t: &QuantTile,
+        x: *const i8,
+        sums: *const i32,
+        w: *const u8,
+    ) -> [[Self::V; P]; R];
+}
+
+/// Runs one tile; groupings without an instance of their own go row by row, panel by panel.
+///
+/// # Safety
+/// As [`Vector::splat`]; the pointers are valid for what [`QuantTile`] says of them.
+#[inline(always)]
+pub(super) unsafe fn run<B: Block>(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match (t.rows, t.panels) {
+            (1, 1) => fixed::<B, 1, 1>(t),
+            (1, 2) => fixed::<B, 1, 2>(t),
+            (1, 3) => fixed::<B, 1, 3>(t),
+            (1, 4) => fixed::<B, 1, 4>(t),
+            (2, 1) => fixed::<B, 2, 1>(t),
+            (2, 2) => fixed::<B, 2, 2>(t),
+            (3, 1) => fixed::<B, 3, 1>(t),
+            (4, 1) => fixed::<B, 4, 1>(t),
+            (5..=8, 1) if B::ROWS == 8 => match t.rows {
+                5 => fixed::<B, 5, 1>(t),
+                6 => fixed::<B, 6, 1>(t),
+                7 => fixed::<B, 7, 1>(t),
+                _ => fixed::<B, 8, 1>(t),
+            },
+            (rows, panels) => {
+                for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
+                    fixed::<B, 1, 1>(&QuantTile {
+                        x: t.x.add(r * t.x_stride * QUANT_BLOCK),
+                        scales: t.scales.add(r * t.x_stride),
+                        sums: t.sums.add(r * t.x_stride),
+                        w: t.w.add(p * t.w_stride),
+                        acc: t.acc.add((r * panels + p) * LANES),
+                        ..*t
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`run`], with `R` rows and `P` panels.
+#[inline(always)]
+unsafe fn fixed<B: Block, const R: usize, const P: usize>(t: &QuantTile) {
+    // SAFETY: every offset stays within the rows, panels and blocks that the caller vouches for.
+    unsafe {
+        let mut acc = [[B::V::splat(0.0); P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p] = B::V::load(t.acc.add((r * P + p) * LANES));
+            }
+        }
+        for b in 0..t.blocks {
+            let w = t.w.add(b * B::BYTES);
+            let dots = B::dot::<R, P>(t, t.x.add(b * QUANT_BLOCK), t.sums.add(b), w);
+            for p in 0..P {
+                let w_scale = B::V::load_f16(w.add(p * t.w_stride));
+                for r in 0..R {
+                    let x_scale = B::V::splat(*t.scales.add(r * t.x_stride + b));
+                    acc[r][p] = x_scale.mul(w_scale).mul_add(dots[r][p], acc[r][p]);
+                }
+            }
+        }
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p].store(t.acc.add((r * P + p) * LANES));
+            }
+        }
+    }
 }
 
 /// Sum over k of one block for sixteen lanes.

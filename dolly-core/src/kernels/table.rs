@@ -20,6 +20,8 @@ pub(super) struct Table {
     pub name: &'static str,
     /// Whether this CPU has the instructions.
     pub available: fn() -> bool,
+    /// Panels a float tile of many rows takes: [`Vector::PANELS`].
+    pub panels: usize,
     /// Most rows a float tile takes.
     pub float_rows: usize,
     /// Most rows an integer tile takes.
@@ -36,7 +38,7 @@ pub(super) struct Table {
     pub layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
     pub add: unsafe fn(&mut [f32], &[f32]),
     pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
-    pub matmul_tile: unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool),
+    pub matmul_tile: unsafe fn(usize, usize, *const f32, *const f32, *mut f32, usize, bool),
     pub interleave_6: unsafe fn(&[&[f32]; matmul::ROWS], &mut [[f32; matmul::ROWS]]),
     pub interleave_16: unsafe fn(&[&[f32]; LANES], &mut [[f32; LANES]]),
     pub layer_norm_backward: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]) -> (f32, f32),
@@ -67,8 +69,8 @@ macro_rules! table {
                 add(x: &mut [f32], y: &[f32]) => rows::add::<V>(x, y);
                 finish(acc: &[f32; LANES], bias: &[f32; LANES], act: Option<Activation>, out: &mut [f32])
                     => rows::finish::<V>(acc, bias, act, out);
-                matmul_tile(k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
-                    => matmul::tile::<V>(k, a, b, c, stride, keep);
+                matmul_tile(panels: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
+                    => matmul::tile::<V>(panels, k, a, b, c, stride, keep);
                 interleave_6(rows: &[&[f32]; matmul::ROWS], out: &mut [[f32; matmul::ROWS]])
                     => matmul::packing::interleave::<V, _>(rows, out);
                 interleave_16(rows: &[&[f32]; LANES], out: &mut [[f32; LANES]]) => matmul::packing::interleave::<V, _>(rows, out);
@@ -87,6 +89,7 @@ macro_rules! table {
                     => gradient::softmax::<V>(p, dot, by, d);
             );
             pub(super) static TABLE: Table = Table {
+                panels: V::PANELS,
                 tile_f32, tile_f16, tile_bf16, tile_i8, widen_f16, widen_bf16, layer_norm, add, finish,
                 matmul_tile, interleave_6, interleave_16, layer_norm_backward, layer_norm_weights, activate, activation_backward,
                 exp_minus, max, scale, dot, softmax_backward,
@@ -122,11 +125,7 @@ table!(portable_table, Portable, [], {
 #[cfg(target_arch = "x86_64")]
 table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fma,f16c")]], {
     name: "avx2",
-    available: || {
-        std::arch::is_x86_feature_detected!("avx2")
-            && std::arch::is_x86_feature_detected!("fma")
-            && std::arch::is_x86_feature_detected!("f16c")
-    },
+    available: has_avx2,
     float_rows: 6,
     quant_rows: 4,
     tile_q8_0: super::super::avx2_quant::tile_q8_0,
@@ -134,9 +133,50 @@ table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fm
     quantize_row: super::super::avx2_quant::quantize_row,
 });
 
+#[cfg(target_arch = "x86_64")]
+table!(avx512_table, super::super::avx512::Avx512, [
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+], {
+    name: "avx512",
+    available: has_avx512,
+    float_rows: 12,
+    quant_rows: 4,
+    tile_q8_0: super::super::avx2_quant::tile_q8_0,
+    tile_q4_0: super::super::avx2_quant::tile_q4_0,
+    quantize_row: super::super::avx2_quant::quantize_row,
+});
+
+/// AVX-512 with byte products (VNNI), which its first CPUs lack.
+#[cfg(target_arch = "x86_64")]
+static AVX512_VNNI: Table = Table {
+    name: "avx512vnni",
+    available: || has_avx512() && std::arch::is_x86_feature_detected!("avx512vnni"),
+    quant_rows: 8,
+    tile_q8_0: super::avx512_quant::tile_q8_0,
+    tile_q4_0: super::avx512_quant::tile_q4_0,
+    ..avx512_table::TABLE
+};
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("fma")
+        && std::arch::is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2()
+        && std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512dq")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+}
+
 /// Every table of this build, best last.
 #[cfg(target_arch = "x86_64")]
-static TABLES: [&Table; 2] = [&portable_table::TABLE, &avx2_table::TABLE];
+static TABLES: [&Table; 4] =
+    [&portable_table::TABLE, &avx2_table::TABLE, &avx512_table::TABLE, &AVX512_VNNI];
 /// Every table of this build, best last.
 #[cfg(not(target_arch = "x86_64"))]
 static TABLES: [&Table; 1] = [&portable_table::TABLE];
@@ -213,7 +253,8 @@ impl Kernels {
 }
 
 fn not_allowed(value: String) -> Error {
-    Error::option("DOLLY_FORCE_ISA", value, "portable, or avx2 where the CPU has it, or unset")
+    let allowed = "portable, or what the CPU has of avx2, avx512 and avx512vnni, or unset";
+    Error::option("DOLLY_FORCE_ISA", value, allowed)
 }
 
 const _: () = {
@@ -224,4 +265,6 @@ const _: () = {
     sixteen::<Portable>();
     #[cfg(target_arch = "x86_64")]
     sixteen::<super::avx2::Avx2>();
+    #[cfg(target_arch = "x86_64")]
+    sixteen::<super::avx512::Avx512>();
 };

@@ -104,6 +104,7 @@ pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
             (4, 1) => fixed::<V, W, 4, 1>(t),
             (5, 1) => fixed::<V, W, 5, 1>(t),
             (6, 1) => fixed::<V, W, 6, 1>(t),
+            (3..=12, 2) | (7..=12, 1) if V::PANELS == 2 => wide::<V, W>(t),
             (rows, panels) => {
                 for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
                     fixed::<V, W, 1, 1>(&Tile {
@@ -114,6 +115,35 @@ pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
                     });
                 }
             }
+        }
+    }
+}
+
+/// Groupings for twice the registers: up to 12 rows of two panels, or of the odd one at the end.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn wide<V: Vector, W: Weight>(t: &Tile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match (t.rows, t.panels) {
+            (3, 2) => fixed::<V, W, 3, 2>(t),
+            (4, 2) => fixed::<V, W, 4, 2>(t),
+            (5, 2) => fixed::<V, W, 5, 2>(t),
+            (6, 2) => fixed::<V, W, 6, 2>(t),
+            (7, 2) => fixed::<V, W, 7, 2>(t),
+            (8, 2) => fixed::<V, W, 8, 2>(t),
+            (9, 2) => fixed::<V, W, 9, 2>(t),
+            (10, 2) => fixed::<V, W, 10, 2>(t),
+            (11, 2) => fixed::<V, W, 11, 2>(t),
+            (12, 2) => fixed::<V, W, 12, 2>(t),
+            (7, _) => fixed::<V, W, 7, 1>(t),
+            (8, _) => fixed::<V, W, 8, 1>(t),
+            (9, _) => fixed::<V, W, 9, 1>(t),
+            (10, _) => fixed::<V, W, 10, 1>(t),
+            (11, _) => fixed::<V, W, 11, 1>(t),
+            _ => fixed::<V, W, 12, 1>(t),
         }
     }
 }

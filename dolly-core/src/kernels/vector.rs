@@ -17,6 +17,9 @@ pub(crate) const LANES: usize = 16;
 ///
 /// Sums of lanes add the upper half to the lower, halving 16 → 8 → 4 → 2 → 1.
 pub(crate) trait Vector: Copy {
+    /// Weight panels, 1 or 2, that a tile of many rows takes side by side: what the registers hold.
+    const PANELS: usize = 1;
+
     /// All lanes `x`.
     ///
     /// # Safety

@@ -16,7 +16,7 @@
 
 use super::cache::Head;
 use crate::backend::CacheFormat;
-use crate::kernels::linear::panels_at_once;
+use crate::kernels::linear::float_panels;
 use crate::kernels::table::Kernels;
 use crate::kernels::tile::Tile;
 use crate::kernels::vector::LANES;
@@ -99,9 +99,10 @@ impl Stream<'_, '_> {
             row[..panels * LANES].fill(0.0);
         }
         let panel_bytes = shape.dim * LANES * shape.element();
-        for panel in (0..panels).step_by(panels_at_once(rows)) {
+        let together = float_panels(self.kernels, rows);
+        for panel in (0..panels).step_by(together) {
             let keys = &self.head.keys[(start / LANES + panel) * panel_bytes..];
-            let panels = panels_at_once(rows).min(panels - panel);
+            let panels = together.min(panels - panel);
             assert!(keys.len() >= panels * panel_bytes);
             self.product(&Tile {
                 rows,
@@ -155,8 +156,9 @@ impl Stream<'_, '_> {
         let (shape, width) = (self.head.shape, self.head.shape.width());
         let step = LANES * shape.element();
         let groups = width / LANES;
-        for group in (0..groups).step_by(panels_at_once(rows)) {
-            let panels = panels_at_once(rows).min(groups - group);
+        let together = float_panels(self.kernels, rows);
+        for group in (0..groups).step_by(together) {
+            let panels = together.min(groups - group);
             let at = group * shape.tokens + start + part.start;
             let end = (group + panels - 1) * shape.tokens + start + part.end;
             assert!(self.head.values.len() >= end * step && part.end <= BLOCK);

@@ -1,11 +1,11 @@
 //! Attention over whole sequences and its backward pass against f64 sums written out plainly.
 
-use super::{Numbers, bits, pool, sets};
+use super::{Numbers, bits, pool, sets, sizes};
 use crate::kernels::attention_gradient::{Attention, AttentionScratch, Heads, Rows};
 use crate::kernels::table::Kernels;
 
 /// Lengths around the block of 64 queries.
-const LENGTHS: [usize; 5] = [1, 63, 64, 65, 130];
+const LENGTHS: &[usize] = sizes(&[1, 63, 64, 65, 130], &[1, 17]);
 
 struct Case {
     heads: Heads,
@@ -18,14 +18,15 @@ impl Case {
     fn new(width: usize) -> Self {
         let heads = Heads { count: 2, width };
         let mut first = 0;
-        let sequences = LENGTHS.map(|count| {
+        let sequences = LENGTHS.iter().map(|&count| {
             first += count;
             Rows { first: first - count, count }
         });
+        let sequences = sequences.collect();
         let mut numbers = Numbers(width as u64);
         let hidden = 2 * width;
         let (qkv, d_out) = (numbers.normals(3 * first * hidden), numbers.normals(first * hidden));
-        Self { heads, sequences: sequences.to_vec(), qkv, d_out }
+        Self { heads, sequences, qkv, d_out }
     }
 
     fn hidden(&self) -> usize {
@@ -84,7 +85,7 @@ impl Case {
 #[test]
 fn attention_and_its_gradients_match_f64() {
     for kernels in sets() {
-        for width in [8, 16, 20, 80] {
+        for &width in sizes(&[8, 16, 20, 80], &[20]) {
             let case = Case::new(width);
             let (out, d_qkv) = case.run(kernels, 2);
             let hidden = case.hidden();
@@ -117,7 +118,7 @@ fn threads_and_neighbours_change_no_bit() {
         let (out, d_qkv) = case.run(kernels, 1);
         let (out_3, d_qkv_3) = case.run(kernels, 3);
         assert!(bits(&out) == bits(&out_3) && bits(&d_qkv) == bits(&d_qkv_3));
-        let last = case.sequences[4];
+        let last = case.sequences[LENGTHS.len() - 1];
         let hidden = case.hidden();
         let alone = Case {
             heads: case.heads,

@@ -7,6 +7,7 @@ mod linear;
 mod math;
 mod matmul;
 mod rows;
+mod same;
 
 use super::pool::Pool;
 use super::table::Kernels;
@@ -23,9 +24,18 @@ fn sets() -> Vec<Kernels> {
             eprintln!("SKIPPED: this CPU lacks {name}; its kernels were not tested");
         }
     }
-    eprintln!("kernel sets under test: {}", names.join(", "));
     assert!(names.contains(&"portable"));
+    if cfg!(miri) {
+        // A lane at a time interpreted: most of the time, and what every CPU runs anyway.
+        names.retain(|name| *name != "portable");
+    }
+    eprintln!("kernel sets under test: {}", names.join(", "));
     names.into_iter().map(|name| Kernels::select(Some(name)).unwrap()).collect()
+}
+
+/// Sizes for a CPU, or the few that an interpreter of its instructions (Miri) gets through.
+const fn sizes<T>(all: &'static [T], few: &'static [T]) -> &'static [T] {
+    if cfg!(miri) { few } else { all }
 }
 
 fn pool(threads: usize) -> Pool {
