@@ -3,7 +3,8 @@
 //! Four layers, each knowing only the one below:
 //!
 //! 1. bodies written once over sixteen abstract lanes ([`vector`], [`tile`], [`attend`], [`rows`],
-//!    [`math`]), and integer products per instruction set ([`quant`], `avx2_quant`);
+//!    [`math`]), and integer products per instruction set ([`quant`], [`k_quant`], `avx2_quant`,
+//!    `avx2_k_quant`);
 //! 2. the lanes of an instruction set ([`portable`], `avx2`);
 //! 3. a table of functions compiled with that set's features ([`table`]), handed out only where the
 //!    CPU has them;
@@ -24,10 +25,13 @@ pub(crate) mod attention_gradient;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_k_quant;
+#[cfg(target_arch = "x86_64")]
 mod avx2_quant;
 pub(crate) mod buffer;
 pub(crate) mod embedding;
 pub(crate) mod gradient;
+mod k_quant;
 pub(crate) mod linear;
 mod math;
 pub(crate) mod matmul;

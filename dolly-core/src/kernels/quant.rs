@@ -96,7 +96,7 @@ pub(super) struct QuantTile {
     pub rows: usize,
     /// Panels of weights.
     pub panels: usize,
-    /// Blocks along K.
+    /// Blocks of activations along K; whole steps of the weights.
     pub blocks: usize,
     /// [`QUADS`], unknown to the compiler: it would unroll the loop over them, merge the sums of
     /// several steps and run out of registers.
@@ -109,7 +109,7 @@ pub(super) struct QuantTile {
     pub sums: *const i32,
     /// Blocks from one row to the next: 32 times that in `x`.
     pub x_stride: usize,
-    /// First block of panel 0.
+    /// First step of panel 0.
     pub w: *const u8,
     /// Bytes from one panel to the next.
     pub w_stride: usize,
@@ -174,8 +174,9 @@ fn dot_q8_0(w: &[u8], x: &[i8; QUANT_BLOCK], _sum: i32) -> [i32; LANES] {
     out
 }
 
+/// `sum_k (q - 8) x` of a block's integers, or `sum_k q x` with 0 for the sum of x.
 #[inline(always)]
-fn dot_q4_0(w: &[u8], x: &[i8; QUANT_BLOCK], sum: i32) -> [i32; LANES] {
+pub(super) fn dot_q4_0(w: &[u8], x: &[i8; QUANT_BLOCK], sum: i32) -> [i32; LANES] {
     let mut out = [-8 * sum; LANES];
     let (low, high) = x.split_at(QUANT_BLOCK / 2);
     let x = low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0);

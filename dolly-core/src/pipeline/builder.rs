@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
-use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
+use crate::model::{Config, LoadPlan, LoadProgress, load, main_format};
 use crate::options::CancelToken;
 use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
@@ -278,17 +278,16 @@ impl PipelineBuilder {
     ) -> Result<Pipeline> {
         let Opened { config, tokenizer } = opened;
         let context_length = self.checked_context_length(&config)?;
-        let format = match self.format {
-            WeightFormat::Auto => stored_format(checkpoint)?,
-            format => format,
-        };
+        let asked = self.format;
+        let format = main_format(checkpoint, &config, asked)?;
         let mut ignore = |_| ();
         let progress: &mut dyn FnMut(LoadProgress) = match &mut self.on_progress {
             Some(call) => &mut **call,
             None => &mut ignore,
         };
         let memory_limit = self.memory_limit;
-        let plan = LoadPlan { format, context_length, memory_limit, progress, cancel: self.cancel };
+        let cancel = self.cancel;
+        let plan = LoadPlan { format: asked, context_length, memory_limit, progress, cancel };
         let model = load(backend, checkpoint, config.clone(), plan)?;
         let share = model.weight_bytes() / PREFIX_SHARE;
         let limits = Limits {
@@ -322,10 +321,4 @@ impl PipelineBuilder {
             )),
         }
     }
-}
-
-/// The memory format nearest to the type of the checkpoint's matrices.
-pub(super) fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
-    let name = "gpt_neox.layers.0.attention.query_key_value.weight";
-    Ok(nearest_format(checkpoint.tensor(name)?.stored))
 }
