@@ -514,7 +514,8 @@ dolly_status dolly_loader_set_device(dolly_loader *loader,
                                      dolly_error **error);
 
 /**
- * How weights are held in memory: "auto" (as stored), "f32", "f16", "bf16", "q8_0" or "q4_0".
+ * How weights are held in memory: "auto" (as stored), "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k"
+ * or "q6_k"; GGUF's blocks of the last two are kept as they are.
  */
 dolly_status dolly_loader_set_format(dolly_loader *loader,
                                      const char *format,

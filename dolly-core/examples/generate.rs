@@ -30,7 +30,7 @@ struct Arguments {
     /// Model: a directory, a .gguf file, a hub id, or the bundled dolly-nano.
     #[arg(long, default_value = "dolly-nano")]
     model: String,
-    /// Format of the weights in memory: auto, f32, f16, bf16, q8_0, q4_0.
+    /// Format of the weights in memory: auto, f32, f16, bf16, q8_0, q4_0, q4_k, q6_k.
     #[arg(long, default_value_t = WeightFormat::Auto)]
     format: WeightFormat,
     /// Device: auto, cpu, cuda, cuda:N.

@@ -169,7 +169,8 @@ pub unsafe extern "C" fn dolly_loader_set_device(
     }
 }
 
-/// How weights are held in memory: "auto" (as stored), "f32", "f16", "bf16", "q8_0" or "q4_0".
+/// How weights are held in memory: "auto" (as stored), "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k"
+/// or "q6_k"; GGUF's blocks of the last two are kept as they are.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dolly_loader_set_format(
     loader: *mut dolly_loader,

@@ -9,7 +9,9 @@ use candle_core::{D, DType, Device, IndexOp, Tensor};
 use crate::backend::{Backend, RotaryTable, Span};
 use crate::error::{Error, Result, try_zeroed};
 use crate::model::{Activation, Config};
-use crate::weights::{RowSource, WeightFormat};
+use crate::weights::{
+    RowSource, SUPER_BLOCK, StoredType, WeightFormat, dequantize, quantize_q4_k, quantize_q6_k,
+};
 
 /// Runs the network on candle tensors.
 #[derive(Debug, Clone)]
@@ -49,6 +51,10 @@ impl CandleBackend {
         let (rows, cols) = source.shape();
         let mut values = try_zeroed(rows.saturating_mul(cols), source.name())?;
         source.read_rows(0, &mut values)?;
+        let format = format.fitting(cols);
+        if let WeightFormat::Q4K | WeightFormat::Q6K = format {
+            round_super_blocks(&mut values, source, format);
+        }
         round(self.tensor(values, (rows, cols))?, format)
     }
 
@@ -136,7 +142,25 @@ fn round(x: Tensor, format: WeightFormat) -> Result<Tensor> {
         WeightFormat::Bf16 => Ok(x.to_dtype(DType::BF16)?.to_dtype(DType::F32)?),
         WeightFormat::Q8_0 => quantized(GgmlDType::Q8_0),
         WeightFormat::Q4_0 => quantized(GgmlDType::Q4_0),
-        WeightFormat::F32 | WeightFormat::Auto => Ok(x),
+        WeightFormat::F32 | WeightFormat::Auto | WeightFormat::Q4K | WeightFormat::Q6K => Ok(x),
+    }
+}
+
+/// Rounds rows that were not stored in these blocks, as this library does: candle's search finds
+/// other scales.
+fn round_super_blocks(values: &mut [f32], source: &dyn RowSource, format: WeightFormat) {
+    let stored = match format {
+        WeightFormat::Q4K => StoredType::Q4K,
+        _ => StoredType::Q6K,
+    };
+    if source.blocks() == Some(stored) {
+        return;
+    }
+    for block in values.as_chunks_mut::<SUPER_BLOCK>().0 {
+        match format {
+            WeightFormat::Q4K => dequantize(stored, &quantize_q4_k(block), block),
+            _ => dequantize(stored, &quantize_q6_k(block), block),
+        }
     }
 }
 

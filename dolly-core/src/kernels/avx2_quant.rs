@@ -11,7 +11,7 @@ use super::quant::{self, Block, QUANT_BLOCK, QuantRow, QuantTile, TINY};
 use super::vector::{LANES, Vector};
 
 /// Integer sums of one block for sixteen lanes.
-type Sums = (__m256i, __m256i);
+pub(super) type Sums = (__m256i, __m256i);
 
 struct Q8_0;
 struct Q4_0;
@@ -68,27 +68,7 @@ impl Block for Q4_0 {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let low = _mm256_set1_epi8(15);
-            let zero = _mm256_setzero_si256();
-            let mut acc = [[(zero, zero); P]; R];
-            for k in 0..t.quads / 2 {
-                for p in 0..P {
-                    let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES).cast::<__m256i>();
-                    let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));
-                    let (l0, l1) = (_mm256_and_si256(w0, low), _mm256_and_si256(w1, low));
-                    let h0 = _mm256_and_si256(_mm256_srli_epi16::<4>(w0), low);
-                    let h1 = _mm256_and_si256(_mm256_srli_epi16::<4>(w1), low);
-                    for r in 0..R {
-                        let x = x.add(r * t.x_stride * QUANT_BLOCK + 4 * k);
-                        let (xl, xh) = (broadcast(x), broadcast(x.add(QUANT_BLOCK / 2)));
-                        let acc = &mut acc[r][p];
-                        acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(l0, xl));
-                        acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(l1, xl));
-                        acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(h0, xh));
-                        acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(h1, xh));
-                    }
-                }
-            }
+            let mut acc = nibbles::<R, P>(t, x, w.add(2 * LANES));
             for r in 0..R {
                 let offset = _mm256_set1_epi32(8 * *sums.add(r * t.x_stride));
                 for p in 0..P {
@@ -102,12 +82,50 @@ impl Block for Q4_0 {
     }
 }
 
+/// Sums over 32 of K of the integers in Q4_0's order, `q` in 0..=15: two of 16 bits in every lane
+/// of 32.
+///
+/// # Safety
+/// AVX2; `x` is valid for 32 integers a row at the tile's stride, `w` for 256 bytes a panel.
+#[inline(always)]
+pub(super) unsafe fn nibbles<const R: usize, const P: usize>(
+    t: &QuantTile,
+    x: *const i8,
+    w: *const u8,
+) -> [[Sums; P]; R] {
+    // SAFETY: reads what the caller vouches for.
+    unsafe {
+        let low = _mm256_set1_epi8(15);
+        let zero = _mm256_setzero_si256();
+        let mut acc = [[(zero, zero); P]; R];
+        for k in 0..t.quads / 2 {
+            for p in 0..P {
+                let w = w.add(p * t.w_stride + k * 4 * LANES).cast::<__m256i>();
+                let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));
+                let (l0, l1) = (_mm256_and_si256(w0, low), _mm256_and_si256(w1, low));
+                let h0 = _mm256_and_si256(_mm256_srli_epi16::<4>(w0), low);
+                let h1 = _mm256_and_si256(_mm256_srli_epi16::<4>(w1), low);
+                for r in 0..R {
+                    let x = x.add(r * t.x_stride * QUANT_BLOCK + 4 * k);
+                    let (xl, xh) = (broadcast(x), broadcast(x.add(QUANT_BLOCK / 2)));
+                    let acc = &mut acc[r][p];
+                    acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(l0, xl));
+                    acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(l1, xl));
+                    acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(h0, xh));
+                    acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(h1, xh));
+                }
+            }
+        }
+        acc
+    }
+}
+
 /// Four consecutive integers in every lane of 32 bits.
 ///
 /// # Safety
 /// AVX2, and four readable bytes.
 #[inline(always)]
-unsafe fn broadcast(x: *const i8) -> __m256i {
+pub(super) unsafe fn broadcast(x: *const i8) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
 }

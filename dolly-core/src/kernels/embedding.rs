@@ -8,13 +8,15 @@ use super::pack::Layout;
 use super::pool::{Pool, fill};
 use super::quant::{QUANT_BLOCK, quantize_q8_0};
 use crate::error::{Result, try_vec};
-use crate::weights::RowSource;
+use crate::weights::{
+    RowSource, SUPER_BLOCK, StoredType, dequantize, quantize_q4_k, quantize_q6_k,
+};
 
 /// Bytes of a Q8_0 block in a row: an f16 scale and 32 integers.
 const BLOCK_BYTES: usize = 2 + QUANT_BLOCK;
 
-/// A `(rows, width)` table. 4-bit layouts hold Q8_0 rows: a table is read a row a token, so its
-/// size costs memory but no time, and 8 bits lose next to nothing.
+/// A `(rows, width)` table. Q4_0 holds Q8_0 rows: a table is read a row a token, so its size costs
+/// memory but no time, and 8 bits lose next to nothing. Q4_K and Q6_K hold GGUF's own blocks.
 pub(crate) struct RowTable {
     data: Buffer,
     layout: Layout,
@@ -28,12 +30,14 @@ fn row_bytes(width: usize, layout: Layout) -> usize {
         Layout::F32 => width.saturating_mul(4),
         Layout::F16 | Layout::Bf16 => width.saturating_mul(2),
         Layout::Q8_0 | Layout::Q4_0 => width.div_ceil(QUANT_BLOCK).saturating_mul(BLOCK_BYTES),
+        Layout::Q4K => (width / SUPER_BLOCK).saturating_mul(StoredType::Q4K.block().1),
+        Layout::Q6K => (width / SUPER_BLOCK).saturating_mul(StoredType::Q6K.block().1),
     }
 }
 
 /// Bytes of a table.
 pub(crate) fn table_bytes(rows: usize, width: usize, layout: Layout) -> u64 {
-    (rows as u64).saturating_mul(row_bytes(width, layout) as u64)
+    (rows as u64).saturating_mul(row_bytes(width, layout.fitting(width)) as u64)
 }
 
 impl RowTable {
@@ -43,6 +47,7 @@ impl RowTable {
     /// Those of the source, and [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub(crate) fn load(pool: &Pool, source: &dyn RowSource, layout: Layout) -> Result<Self> {
         let (rows, width) = source.shape();
+        let layout = layout.fitting(width);
         let what = || format!("embedding {:?}", source.name());
         let bytes = usize::try_from(table_bytes(rows, width, layout)).unwrap_or(usize::MAX);
         let mut data = Buffer::zeroed(bytes, &what())?;
@@ -51,6 +56,9 @@ impl RowTable {
         fill(pool, data.bytes_mut(), rows, piece, |range, bytes| {
             if source.read_packed(&kind, piece, range.start, bytes) {
                 return Ok(());
+            }
+            if layout.kept(source).is_some() {
+                return source.read_blocks(range.start, bytes);
             }
             let mut row = try_vec(width, &what())?;
             row.resize(width, 0.0_f32);
@@ -99,6 +107,8 @@ impl RowTable {
                     }
                 }
             }
+            Layout::Q4K => dequantize(StoredType::Q4K, row, out),
+            Layout::Q6K => dequantize(StoredType::Q6K, row, out),
         }
     }
 }
@@ -133,6 +143,18 @@ fn store_row(layout: Layout, row: &[f32], to: &mut [u8]) {
                 for (to, q) in to[2..].iter_mut().zip(q) {
                     *to = q as u8;
                 }
+            }
+        }
+        Layout::Q4K => {
+            let blocks = row.as_chunks::<SUPER_BLOCK>().0;
+            for (to, block) in to.as_chunks_mut::<144>().0.iter_mut().zip(blocks) {
+                *to = quantize_q4_k(block);
+            }
+        }
+        Layout::Q6K => {
+            let blocks = row.as_chunks::<SUPER_BLOCK>().0;
+            for (to, block) in to.as_chunks_mut::<210>().0.iter_mut().zip(blocks) {
+                *to = quantize_q6_k(block);
             }
         }
     }

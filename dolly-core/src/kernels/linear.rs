@@ -16,13 +16,13 @@
 use std::mem::MaybeUninit;
 
 use super::buffer::Buffer;
-use super::pack::{Layout, pack_panel};
+use super::pack::{Layout, pack_blocks, pack_panel};
 use super::pool::{Pool, Shared, fill};
 use super::quant::{QUADS, QUANT_BLOCK, QuantTile};
 use super::table::Kernels;
 use super::tile::Tile;
 use super::vector::LANES;
-use crate::error::{Error, Result, try_vec};
+use crate::error::{Error, Result, try_vec, try_zeroed};
 use crate::model::Activation;
 use crate::weights::RowSource;
 
@@ -74,6 +74,7 @@ pub(crate) fn resize<T: Copy + Default>(vec: &mut Vec<T>, len: usize, what: &str
 
 /// Bytes of an `(outputs, inputs)` matrix in `layout`; `u64::MAX` beyond that range.
 pub(crate) fn matrix_bytes(outputs: usize, inputs: usize, layout: Layout) -> u64 {
+    let layout = layout.fitting(inputs);
     let panels = outputs.div_ceil(LANES) as u64;
     layout.panel_bytes(inputs).map_or(u64::MAX, |bytes| panels.saturating_mul(bytes as u64))
 }
@@ -85,6 +86,7 @@ impl Matrix {
     /// Those of the source, and [`Error::OutOfMemory`].
     pub(crate) fn pack(pool: &Pool, source: &dyn RowSource, layout: Layout) -> Result<Self> {
         let (outputs, inputs) = source.shape();
+        let layout = layout.fitting(inputs);
         let what = || format!("weight {:?}", source.name());
         let bytes = usize::try_from(matrix_bytes(outputs, inputs, layout)).unwrap_or(usize::MAX);
         let mut panels = Buffer::zeroed(bytes, &what())?;
@@ -95,10 +97,21 @@ impl Matrix {
             if source.read_packed(&kind, panel_bytes, range.start, panels) {
                 return Ok(());
             }
+            let panels = range.zip(panels.chunks_exact_mut(panel_bytes.max(1)));
+            if let Some(row) = layout.kept(source) {
+                let mut rows = try_zeroed(LANES.saturating_mul(row), &what())?;
+                for (panel, to) in panels {
+                    let first = panel * LANES;
+                    let rows = &mut rows[..LANES.min(outputs - first) * row];
+                    source.read_blocks(first, rows)?;
+                    pack_blocks(layout, rows, row, to);
+                }
+                return Ok(());
+            }
             let floats = LANES.saturating_mul(inputs);
             let mut rows = try_vec(floats, &what())?;
             rows.resize(floats, 0.0_f32);
-            for (panel, to) in range.zip(panels.chunks_exact_mut(panel_bytes.max(1))) {
+            for (panel, to) in panels {
                 let first = panel * LANES;
                 let rows = &mut rows[..LANES.min(outputs - first) * inputs];
                 source.read_rows(first, rows)?;
@@ -313,11 +326,15 @@ impl Call<'_> {
         acc: &mut [f32],
     ) {
         let (table, layout) = (self.kernels.table(), self.matrix.layout);
-        let blocks = layout.steps(self.matrix.inputs);
+        let blocks = self.matrix.inputs.div_ceil(QUANT_BLOCK);
         let kernel = match layout {
             Layout::Q4_0 => table.tile_q4_0,
+            Layout::Q4K => table.tile_q4_k,
+            Layout::Q6K => table.tile_q6_k,
             _ => table.tile_q8_0,
         };
+        // Slices are whole steps.
+        let step_blocks = layout.step_columns() / QUANT_BLOCK;
         let slice =
             if chunk <= table.quant_rows { blocks.max(1) } else { 2 * K_SLICE / QUANT_BLOCK };
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
@@ -325,6 +342,7 @@ impl Call<'_> {
         let slices = (0..blocks).step_by(slice);
         for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
             let panels = together.min(count - p);
+            let w = p * self.matrix.panel_bytes() + b / step_blocks * layout.step_bytes();
             for_each_tile(chunk, table.quant_rows, |row, rows| {
                 let at = (start + row) * blocks + b;
                 // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
@@ -339,7 +357,7 @@ impl Call<'_> {
                         scales: self.quant.scales.as_ptr().add(at),
                         sums: self.quant.sums.as_ptr().add(at),
                         x_stride: blocks,
-                        w: panel.add(p * self.matrix.panel_bytes() + b * layout.step_bytes()),
+                        w: panel.add(w),
                         w_stride: self.matrix.panel_bytes(),
                         acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
                     });

@@ -3,8 +3,8 @@
 //! Four layers, each knowing only the one below:
 //!
 //! 1. bodies written once over sixteen abstract lanes ([`vector`], [`tile`], [`rows`],
-//!    [`math`]), and integer products per instruction set ([`quant`], `avx2_quant`,
-//!    `avx512_quant`);
+//!    [`math`]), and integer products per instruction set ([`quant`], [`k_quant`], `avx2_quant`,
+//!    `avx2_k_quant`, `avx512_quant`);
 //! 2. the lanes of an instruction set ([`portable`], `avx2`, `avx512`);
 //! 3. a table of functions compiled with that set's features ([`table`]), handed out only where the
 //!    CPU has them;
@@ -24,6 +24,8 @@ pub(crate) mod attention_gradient;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_k_quant;
+#[cfg(target_arch = "x86_64")]
 mod avx2_quant;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -34,6 +36,7 @@ mod avx512_quant;
 pub(crate) mod buffer;
 pub(crate) mod embedding;
 pub(crate) mod gradient;
+mod k_quant;
 pub(crate) mod linear;
 mod math;
 pub(crate) mod matmul;

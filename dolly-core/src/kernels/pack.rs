@@ -10,13 +10,19 @@
 //! | bf16 | columns 0 8 1 9 ... 7 15: one load, shift and mask widens all | 32 |
 //! | Q8_0 | 32 of K: 16 f16 scales, then for each 4 of K, 16 columns x 4 integers | 544 |
 //! | Q4_0 | 32 of K: 16 f16 scales, then for each 4 of K, 16 columns x 4 bytes, K in the low and K + 16 in the high half | 288 |
+//! | Q4_K, Q6_K | 256 of K: see `k_quant` | 2368, 3360 |
+//!
+//! Rows that a file stores as Q4_K or Q6_K are repacked as they are, without loss.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::k_quant::{Q4K, Q6K, place_q4_k, place_q6_k};
 use super::quant::{QUANT_BLOCK, quantize_q4_0, quantize_q8_0};
 use super::vector::LANES;
-use crate::weights::WeightFormat;
+use crate::weights::{
+    RowSource, SUPER_BLOCK, StoredType, WeightFormat, quantize_q4_k, quantize_q6_k,
+};
 
 /// How a panel stores its weights: [`WeightFormat`] without `Auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,10 @@ pub(crate) enum Layout {
     Q8_0,
     /// 18 bytes for 32 weights.
     Q4_0,
+    /// 148 bytes for 256 weights.
+    Q4K,
+    /// 210 bytes for 256 weights.
+    Q6K,
 }
 
 impl Layout {
@@ -43,7 +53,28 @@ impl Layout {
             WeightFormat::Bf16 => Some(Self::Bf16),
             WeightFormat::Q8_0 => Some(Self::Q8_0),
             WeightFormat::Q4_0 => Some(Self::Q4_0),
+            WeightFormat::Q4K => Some(Self::Q4K),
+            WeightFormat::Q6K => Some(Self::Q6K),
         }
+    }
+
+    /// The layout of a matrix of `columns`: whole super-blocks, or Q8_0 in their place.
+    pub(crate) fn fitting(self, columns: usize) -> Self {
+        match self {
+            Self::Q4K | Self::Q6K if !columns.is_multiple_of(SUPER_BLOCK) => Self::Q8_0,
+            other => other,
+        }
+    }
+
+    /// Bytes of a row of the source, where it has the very blocks that this layout repacks.
+    pub(super) fn kept(self, source: &dyn RowSource) -> Option<usize> {
+        let stored = match self {
+            Self::Q4K => StoredType::Q4K,
+            Self::Q6K => StoredType::Q6K,
+            _ => return None,
+        };
+        let (weights, bytes) = stored.block();
+        (source.blocks()? == stored).then_some(source.shape().1 / weights * bytes)
     }
 
     /// Bytes of one step of a panel.
@@ -53,17 +84,28 @@ impl Layout {
             Self::F16 | Self::Bf16 => 2 * LANES,
             Self::Q8_0 => LANES * (2 + QUANT_BLOCK),
             Self::Q4_0 => LANES * (2 + QUANT_BLOCK / 2),
+            Self::Q4K => Q4K::BYTES,
+            Self::Q6K => Q6K::BYTES,
         }
     }
 
-    /// Whether a step is a block of 32 of K rather than one.
+    /// K of one step.
+    pub(crate) fn step_columns(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q8_0 | Self::Q4_0 => QUANT_BLOCK,
+            Self::Q4K | Self::Q6K => SUPER_BLOCK,
+        }
+    }
+
+    /// Whether a step is a block of K rather than one.
     pub(crate) fn quantized(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q4_0)
+        self.step_columns() > 1
     }
 
     /// Steps of a panel whose K is `columns` of the stored matrix.
     pub(crate) fn steps(self, columns: usize) -> usize {
-        if self.quantized() { columns.div_ceil(QUANT_BLOCK) } else { columns }
+        columns.div_ceil(self.step_columns())
     }
 
     /// Bytes of one panel; `None` if that is beyond `usize`.
@@ -74,7 +116,7 @@ impl Layout {
 
 /// Elements of K that are packed for all sixteen rows before the next: the steps they are
 /// scattered over stay in L1.
-const PART: usize = 4 * QUANT_BLOCK;
+const PART: usize = SUPER_BLOCK;
 
 /// Packs up to sixteen rows of `columns` weights into one zeroed panel.
 ///
@@ -93,7 +135,30 @@ pub(super) fn pack_panel(layout: Layout, rows: &[f32], columns: usize, panel: &m
                 }
                 Layout::Q8_0 => pack_q8_0(row, lane, panel),
                 Layout::Q4_0 => pack_q4_0(row, lane, panel),
+                Layout::Q4K => pack_q4_k(row, lane, panel),
+                Layout::Q6K => pack_q6_k(row, lane, panel),
             }
+        }
+    }
+}
+
+/// As [`pack_panel`], of rows of `row` bytes that [`Layout::kept`] keeps as they are.
+pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [u8]) {
+    for (lane, row) in rows.chunks_exact(row.max(1)).take(LANES).enumerate() {
+        match layout {
+            Layout::Q4K => {
+                let steps = panel.as_chunks_mut::<{ Q4K::BYTES }>().0;
+                for (step, block) in steps.iter_mut().zip(row.as_chunks::<144>().0) {
+                    place_q4_k(block, lane, step);
+                }
+            }
+            Layout::Q6K => {
+                let steps = panel.as_chunks_mut::<{ Q6K::BYTES }>().0;
+                for (step, block) in steps.iter_mut().zip(row.as_chunks::<210>().0) {
+                    place_q6_k(block, lane, step);
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -156,5 +221,19 @@ fn pack_q4_0(row: &[f32], lane: usize, panel: &mut [u8]) {
         for k in 0..QUANT_BLOCK / 2 {
             nibbles[(k / 4) * 4 * LANES + 4 * lane + k % 4] = q[k] | q[k + QUANT_BLOCK / 2] << 4;
         }
+    }
+}
+
+fn pack_q4_k(row: &[f32], lane: usize, panel: &mut [u8]) {
+    let steps = panel.as_chunks_mut::<{ Q4K::BYTES }>().0;
+    for (step, block) in steps.iter_mut().zip(row.as_chunks::<SUPER_BLOCK>().0) {
+        place_q4_k(&quantize_q4_k(block), lane, step);
+    }
+}
+
+fn pack_q6_k(row: &[f32], lane: usize, panel: &mut [u8]) {
+    let steps = panel.as_chunks_mut::<{ Q6K::BYTES }>().0;
+    for (step, block) in steps.iter_mut().zip(row.as_chunks::<SUPER_BLOCK>().0) {
+        place_q6_k(&quantize_q6_k(block), lane, step);
     }
 }

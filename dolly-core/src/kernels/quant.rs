@@ -96,7 +96,7 @@ pub(super) struct QuantTile {
     pub rows: usize,
     /// Panels of weights.
     pub panels: usize,
-    /// Blocks along K.
+    /// Blocks of activations along K; whole steps of the weights.
     pub blocks: usize,
     /// [`QUADS`], unknown to the compiler: it would unroll the loop over them, merge the sums of
     /// several steps and run out of registers.
@@ -109,7 +109,7 @@ pub(super) struct QuantTile {
     pub sums: *const i32,
     /// Blocks from one row to the next: 32 times that in `x`.
     pub x_stride: usize,
-    /// First block of panel 0.
+    /// First step of panel 0.
     pub w: *const u8,
     /// Bytes from one panel to the next.
     pub w_stride: usize,
@@ -138,68 +138,133 @@ pub(super) trait Block {
     ) -> [[Self::V; P]; R];
 }
 
+/// An instruction set's tile of a format.
+pub(super) trait Format {
+    /// Most rows of a tile, 4 or 8.
+    const ROWS: usize;
+    /// # Safety
+    /// The CPU has the set's instructions; the pointers are valid for what [`QuantTile`] says of
+    /// them, with `R` rows and `P` panels.
+    unsafe fn fixed<const R: usize, const P: usize>(t: &QuantTile);
+}
+
 /// Runs one tile; groupings without an instance of their own go row by row, panel by panel.
 ///
 /// # Safety
-/// As [`Vector::splat`]; the pointers are valid for what [`QuantTile`] says of them.
+/// As [`Format::fixed`], for any rows and panels.
 #[inline(always)]
-pub(super) unsafe fn run<B: Block>(t: &QuantTile) {
+pub(super) unsafe fn run<F: Format>(t: &QuantTile) {
+    for first in (0..t.rows).step_by(F::ROWS) {
+        let rows = F::ROWS.min(t.rows - first);
+        // SAFETY: the caller's promise, passed on for some of the rows.
+        unsafe { grouped::<F>(&rows_of(t, first, rows)) }
+    }
+}
+
+/// `rows` rows of a tile from row `first` on.
+///
+/// # Safety
+/// The tile has these rows.
+#[inline(always)]
+unsafe fn rows_of(t: &QuantTile, first: usize, rows: usize) -> QuantTile {
+    // SAFETY: the caller's promise.
+    unsafe {
+        QuantTile {
+            rows,
+            x: t.x.add(first * t.x_stride * QUANT_BLOCK),
+            scales: t.scales.add(first * t.x_stride),
+            sums: t.sums.add(first * t.x_stride),
+            acc: t.acc.add(first * t.panels * LANES),
+            ..*t
+        }
+    }
+}
+
+/// # Safety
+/// As [`run`], with at most `F::ROWS` rows.
+#[inline(always)]
+unsafe fn grouped<F: Format>(t: &QuantTile) {
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match (t.rows, t.panels) {
-            (1, 1) => fixed::<B, 1, 1>(t),
-            (1, 2) => fixed::<B, 1, 2>(t),
-            (1, 3) => fixed::<B, 1, 3>(t),
-            (1, 4) => fixed::<B, 1, 4>(t),
-            (2, 1) => fixed::<B, 2, 1>(t),
-            (2, 2) => fixed::<B, 2, 2>(t),
-            (3, 1) => fixed::<B, 3, 1>(t),
-            (4, 1) => fixed::<B, 4, 1>(t),
-            (5..=8, 1) if B::ROWS == 8 => match t.rows {
-                5 => fixed::<B, 5, 1>(t),
-                6 => fixed::<B, 6, 1>(t),
-                7 => fixed::<B, 7, 1>(t),
-                _ => fixed::<B, 8, 1>(t),
+            (1, 1) => F::fixed::<1, 1>(t),
+            (1, 2) => F::fixed::<1, 2>(t),
+            (1, 3) => F::fixed::<1, 3>(t),
+            (1, 4) => F::fixed::<1, 4>(t),
+            (2, 1) => F::fixed::<2, 1>(t),
+            (2, 2) => F::fixed::<2, 2>(t),
+            (3, 1) => F::fixed::<3, 1>(t),
+            (4, 1) => F::fixed::<4, 1>(t),
+            (5..=8, 1) if F::ROWS == 8 => match t.rows {
+                5 => F::fixed::<5, 1>(t),
+                6 => F::fixed::<6, 1>(t),
+                7 => F::fixed::<7, 1>(t),
+                _ => F::fixed::<8, 1>(t),
             },
             (rows, panels) => {
                 for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
-                    fixed::<B, 1, 1>(&QuantTile {
-                        x: t.x.add(r * t.x_stride * QUANT_BLOCK),
-                        scales: t.scales.add(r * t.x_stride),
-                        sums: t.sums.add(r * t.x_stride),
-                        w: t.w.add(p * t.w_stride),
-                        acc: t.acc.add((r * panels + p) * LANES),
-                        ..*t
-                    });
+                    let (w, row) = (t.w.add(p * t.w_stride), rows_of(t, r, 1));
+                    let acc = row.acc.add(p * LANES);
+                    F::fixed::<1, 1>(&QuantTile { panels: 1, w, acc, ..row });
                 }
             }
         }
     }
 }
 
-/// # Safety
-/// As [`run`], with `R` rows and `P` panels.
-#[inline(always)]
-unsafe fn fixed<B: Block, const R: usize, const P: usize>(t: &QuantTile) {
-    // SAFETY: every offset stays within the rows, panels and blocks that the caller vouches for.
-    unsafe {
-        let mut acc = [[B::V::splat(0.0); P]; R];
-        for r in 0..R {
-            for p in 0..P {
-                acc[r][p] = B::V::load(t.acc.add((r * P + p) * LANES));
-            }
-        }
-        for b in 0..t.blocks {
-            let w = t.w.add(b * B::BYTES);
-            let dots = B::dot::<R, P>(t, t.x.add(b * QUANT_BLOCK), t.sums.add(b), w);
-            for p in 0..P {
-                let w_scale = B::V::load_f16(w.add(p * t.w_stride));
-                for r in 0..R {
-                    let x_scale = B::V::splat(*t.scales.add(r * t.x_stride + b));
-                    acc[r][p] = x_scale.mul(w_scale).mul_add(dots[r][p], acc[r][p]);
+impl<B: Block> Format for B {
+    const ROWS: usize = <B as Block>::ROWS;
+
+    #[inline(always)]
+    unsafe fn fixed<const R: usize, const P: usize>(t: &QuantTile) {
+        // SAFETY: every offset stays within the rows, panels and blocks the caller vouches for.
+        unsafe {
+            let mut acc = load_sums::<B::V, R, P>(t);
+            for b in 0..t.blocks {
+                let w = t.w.add(b * B::BYTES);
+                let dots = B::dot::<R, P>(t, t.x.add(b * QUANT_BLOCK), t.sums.add(b), w);
+                for p in 0..P {
+                    let w_scale = B::V::load_f16(w.add(p * t.w_stride));
+                    for r in 0..R {
+                        let x_scale = B::V::splat(*t.scales.add(r * t.x_stride + b));
+                        acc[r][p] = x_scale.mul(w_scale).mul_add(dots[r][p], acc[r][p]);
+                    }
                 }
             }
+            store_sums::<B::V, R, P>(t, &acc);
         }
+    }
+}
+
+/// The sums that a tile goes on from.
+///
+/// # Safety
+/// As [`Vector::splat`], and `acc` as [`QuantTile`] says.
+#[inline(always)]
+pub(super) unsafe fn load_sums<V: Vector, const R: usize, const P: usize>(
+    t: &QuantTile,
+) -> [[V; P]; R] {
+    // SAFETY: `R` rows of `P` panels of 16 sums.
+    unsafe {
+        let mut acc = [[V::splat(0.0); P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                acc[r][p] = V::load(t.acc.add((r * P + p) * LANES));
+            }
+        }
+        acc
+    }
+}
+
+/// # Safety
+/// As [`load_sums`].
+#[inline(always)]
+pub(super) unsafe fn store_sums<V: Vector, const R: usize, const P: usize>(
+    t: &QuantTile,
+    acc: &[[V; P]; R],
+) {
+    // SAFETY: `R` rows of `P` panels of 16 sums.
+    unsafe {
         for r in 0..R {
             for p in 0..P {
                 acc[r][p].store(t.acc.add((r * P + p) * LANES));
@@ -265,8 +330,9 @@ fn dot_q8_0(w: &[u8], x: &[i8; QUANT_BLOCK], _sum: i32) -> [i32; LANES] {
     out
 }
 
+/// `sum_k (q - 8) x` of a block's integers, or `sum_k q x` with 0 for the sum of x.
 #[inline(always)]
-fn dot_q4_0(w: &[u8], x: &[i8; QUANT_BLOCK], sum: i32) -> [i32; LANES] {
+pub(super) fn dot_q4_0(w: &[u8], x: &[i8; QUANT_BLOCK], sum: i32) -> [i32; LANES] {
     let mut out = [-8 * sum; LANES];
     let (low, high) = x.split_at(QUANT_BLOCK / 2);
     let x = low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0);

@@ -1,6 +1,7 @@
 //! One table of kernels per instruction set, and the choice of one.
 
 use super::gradient;
+use super::k_quant;
 use super::matmul;
 use super::portable::Portable;
 use super::quant::{self, QuantRow, QuantTile};
@@ -32,6 +33,8 @@ pub(super) struct Table {
     pub tile_i8: unsafe fn(&Tile),
     pub tile_q8_0: unsafe fn(&QuantTile),
     pub tile_q4_0: unsafe fn(&QuantTile),
+    pub tile_q4_k: unsafe fn(&QuantTile),
+    pub tile_q6_k: unsafe fn(&QuantTile),
     pub widen_f16: unsafe fn(*const u8, *mut f32, usize),
     pub widen_bf16: unsafe fn(*const u8, *mut f32, usize),
     pub quantize_row: for<'a> unsafe fn(&'a [f32], QuantRow<'a>),
@@ -119,6 +122,8 @@ table!(portable_table, Portable, [], {
     quant_rows: 4,
     tile_q8_0: quant::tile_q8_0,
     tile_q4_0: quant::tile_q4_0,
+    tile_q4_k: k_quant::tile_q4_k,
+    tile_q6_k: k_quant::tile_q6_k,
     quantize_row: quant::quantize_row,
 });
 
@@ -130,6 +135,8 @@ table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fm
     quant_rows: 4,
     tile_q8_0: super::super::avx2_quant::tile_q8_0,
     tile_q4_0: super::super::avx2_quant::tile_q4_0,
+    tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
+    tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
 
@@ -143,6 +150,8 @@ table!(avx512_table, super::super::avx512::Avx512, [
     quant_rows: 4,
     tile_q8_0: super::super::avx2_quant::tile_q8_0,
     tile_q4_0: super::super::avx2_quant::tile_q4_0,
+    tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
+    tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
 

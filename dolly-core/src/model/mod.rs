@@ -8,5 +8,5 @@ pub(crate) use config::GGUF_HIDDEN_ACT;
 pub(crate) use config::dtype_name;
 pub use config::{Activation, Config, MetadataView, TensorSpec};
 pub use load::LoadProgress;
-pub(crate) use load::{LoadPlan, load, nearest_format};
+pub(crate) use load::{LoadPlan, load, main_format, matrix_format, outer_format};
 pub use neox::{NeoX, Workspace};

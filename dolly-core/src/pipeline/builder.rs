@@ -7,7 +7,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, CacheFormat};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
-use crate::model::{Config, LoadPlan, LoadProgress, load, nearest_format};
+use crate::model::{Config, LoadPlan, LoadProgress, load, main_format};
 use crate::options::CancelToken;
 use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
@@ -267,14 +267,15 @@ impl PipelineBuilder {
         if self.reference {
             return self.build_reference(&checkpoint, opened);
         }
-        let cache = match self.kv_cache {
-            Some(format) => format,
-            None if self.resolved_format(&checkpoint)? == WeightFormat::F32 => CacheFormat::F32,
-            None => CacheFormat::default(),
+        let format = main_format(&checkpoint, &opened.config, self.format)?;
+        let cache = match (self.kv_cache, format) {
+            (Some(cache), _) => cache,
+            (None, WeightFormat::F32) => CacheFormat::F32,
+            (None, _) => CacheFormat::default(),
         };
         let backend = CpuBackend::new(CpuOptions { threads: self.threads, cache })?;
         if let Some(directory) = &self.packed_weights {
-            checkpoint.use_packed(directory, self.resolved_format(&checkpoint)?.name());
+            checkpoint.use_packed(directory, &format!("{} as {format}", self.format));
         }
         let pipeline = self.finish(backend, &checkpoint, opened)?;
         checkpoint.finish_packed();
@@ -313,14 +314,16 @@ impl PipelineBuilder {
     ) -> Result<Pipeline> {
         let Opened { config, tokenizer } = opened;
         let context_length = self.checked_context_length(&config)?;
-        let format = self.resolved_format(checkpoint)?;
+        let asked = self.format;
+        let format = main_format(checkpoint, &config, asked)?;
         let mut ignore = |_| ();
         let progress: &mut dyn FnMut(LoadProgress) = match &mut self.on_progress {
             Some(call) => &mut **call,
             None => &mut ignore,
         };
         let memory_limit = self.memory_limit;
-        let plan = LoadPlan { format, context_length, memory_limit, progress, cancel: self.cancel };
+        let cancel = self.cancel;
+        let plan = LoadPlan { format: asked, context_length, memory_limit, progress, cancel };
         let model = load(backend, checkpoint, config.clone(), plan)?;
         let share = model.weight_bytes() / PREFIX_SHARE;
         let limits = Limits {
@@ -343,14 +346,6 @@ impl PipelineBuilder {
         Ok(Pipeline::new(parts, Engine::start(model, limits)?))
     }
 
-    /// The format of the weights in memory, never [`WeightFormat::Auto`].
-    fn resolved_format(&self, checkpoint: &Checkpoint) -> Result<WeightFormat> {
-        match self.format {
-            WeightFormat::Auto => stored_format(checkpoint),
-            format => Ok(format),
-        }
-    }
-
     fn checked_context_length(&self, config: &Config) -> Result<usize> {
         let longest = config.max_position_embeddings;
         match self.context_length {
@@ -363,10 +358,4 @@ impl PipelineBuilder {
             )),
         }
     }
-}
-
-/// The memory format nearest to the type of the checkpoint's matrices.
-pub(super) fn stored_format(checkpoint: &Checkpoint) -> Result<WeightFormat> {
-    let name = "gpt_neox.layers.0.attention.query_key_value.weight";
-    Ok(nearest_format(checkpoint.tensor(name)?.stored))
 }

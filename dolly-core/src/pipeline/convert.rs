@@ -6,9 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::json::{read_bounded, write_pretty};
-use crate::model::{Config, dtype_name};
+use crate::model::{Config, dtype_name, main_format};
 use crate::options::CancelToken;
-use crate::pipeline::builder::stored_format;
 use crate::pipeline::opened::{GgufArrays, Opened, gguf_metadata};
 use crate::provenance::{self, FileHash, Kind, Manifest};
 use crate::source;
@@ -46,7 +45,7 @@ impl std::str::FromStr for FileFormat {
 
 /// Writes a model to `destination`, a file or a directory by its format.
 ///
-/// [`WeightFormat::Auto`] keeps the stored type as near as the format comes. Each file appears
+/// [`WeightFormat::Auto`] keeps the stored types as near as the format comes. Each file appears
 /// whole or not at all, `config.json` last, so that a directory is a model only once it is complete;
 /// files of these names that are there are replaced. A directory's settings for transformers are
 /// copied, and its manifest is the parent of the new directory's. Errors: those of reading a model, of
@@ -117,10 +116,6 @@ pub fn convert_with(
         Adapter::read(directory)?.attach(&mut checkpoint, &config)?;
     }
     let tokenizer = exported(source, &checkpoint)?;
-    let format = match format {
-        WeightFormat::Auto => stored_format(&checkpoint)?,
-        format => format,
-    };
     match to {
         FileFormat::Gguf => {
             let tokenizer = tokenizer.into_gguf()?;
@@ -128,6 +123,7 @@ pub fn convert_with(
         }
         FileFormat::Safetensors => {
             let adapter = options.adapter;
+            let format = main_format(&checkpoint, &config, format)?;
             let parts = Directory { source, checkpoint, config, tokenizer, adapter };
             parts.write(destination, format, &mut watch)
         }

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::model::dtype_name;
-use crate::pipeline::builder::stored_format;
+use crate::model::{dtype_name, main_format};
 use crate::pipeline::convert::{FileFormat, exported, refuse_destination};
 use crate::pipeline::opened::Opened;
 use crate::provenance::{Kind, Manifest};
@@ -43,7 +42,8 @@ pub fn merge_adapter(
     }
     let mut checkpoint = Checkpoint::open(base)?;
     let config = Opened::new(base, &checkpoint)?.config;
-    let format = plain(format, &checkpoint)?;
+    // As safetensors can have it: what was quantized is stored as the nearest plain type.
+    let format = dtype_name(main_format(&checkpoint, &config, format)?).0;
     let manifest = manifest(base_name, base, adapter, directory)?;
     let tokenizer = tokenizer_json(base, &checkpoint)?;
     Adapter::read(adapter)?.attach(&mut checkpoint, &config)?;
@@ -64,15 +64,6 @@ pub fn merge_adapter(
         shard_bytes: SHARD_BYTES,
     };
     write_model(directory, &model)
-}
-
-/// The format as safetensors can have it; what was quantized is stored as the nearest plain type.
-fn plain(format: WeightFormat, checkpoint: &Checkpoint) -> Result<WeightFormat> {
-    let format = match format {
-        WeightFormat::Auto => stored_format(checkpoint)?,
-        format => format,
-    };
-    Ok(dtype_name(format).0)
 }
 
 fn same(a: &Path, b: &Path) -> bool {

@@ -279,7 +279,8 @@ impl Pipeline {
         &self.inner.parts.config
     }
 
-    /// The format the weights are held in, never [`WeightFormat::Auto`].
+    /// The format the weights of the layers are held in, never [`WeightFormat::Auto`]; that of most
+    /// where a file that mixes types is held as stored.
     pub fn weight_format(&self) -> WeightFormat {
         self.inner.parts.format
     }

@@ -262,6 +262,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether [`add`](Self::add) was called for matrix `name`.
+    pub(crate) fn is_added(&self, name: &str) -> bool {
+        self.added.contains_key(name)
+    }
+
     /// A whole vector (or matrix, row-major) of exactly `expected_len` weights.
     pub fn read_vec(&self, name: &str, expected_len: usize) -> Result<Vec<f32>> {
         let reader = self.reader(name)?;
@@ -418,6 +423,34 @@ impl RowSource for TensorReader<'_> {
         }
         if let Some(added) = self.added {
             added.add_rows(first, out);
+        }
+        Ok(())
+    }
+
+    fn blocks(&self) -> Option<StoredType> {
+        let block = self.info.stored.block().0;
+        let whole = block > 1 && self.cols.is_multiple_of(block) && self.added.is_none();
+        whole.then_some(self.info.stored)
+    }
+
+    fn read_blocks(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        let fail = |reason| Error::tensor(self.file.path(), self.info.name.as_str(), reason);
+        let row = self.blocks().and_then(|stored| block_bytes(self.cols as u64, stored.block()));
+        let row = row.ok_or_else(|| fail("has no rows of blocks".to_owned()))?;
+        let whole = (out.len() as u64).is_multiple_of(row);
+        let end = (first as u64).checked_add(out.len() as u64 / row);
+        if !whole || end.is_none_or(|end| end > self.rows as u64) {
+            let of = (self.rows, self.cols);
+            return Err(fail(format!("{} bytes from row {first} of {of:?}", out.len())));
+        }
+        let (mut at, mut rest) = (first, out);
+        while !rest.is_empty() {
+            let (stored, run) = self.info.order.locate(at);
+            let run = run.min((rest.len() as u64 / row) as usize);
+            let (piece, later) = rest.split_at_mut((run as u64 * row) as usize);
+            // Within the tensor, whose end was checked against the file's.
+            self.file.read_at(self.info.offset + stored as u64 * row, piece)?;
+            (at, rest) = (at + run, later);
         }
         Ok(())
     }

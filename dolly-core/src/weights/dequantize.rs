@@ -103,15 +103,14 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// Scale and minimum of sub-block `i`: 6 bits each, packed into the 12 bytes at 4.
-fn scale_min<const B: usize>(block: &[u8; B], i: usize) -> (f32, f32) {
+/// Scale and minimum of sub-block `i` of Q4_K or Q5_K: 6 bits each, packed into the 12 bytes at 4.
+pub(crate) fn scale_min<const B: usize>(block: &[u8; B], i: usize) -> (u8, u8) {
     let at = |j: usize| block[4 + j];
-    let (scale, min) = if i < 4 {
+    if i < 4 {
         (at(i) & 63, at(i + 4) & 63)
     } else {
         (at(i + 4) & 15 | at(i - 4) >> 6 << 4, at(i + 4) >> 4 | at(i) >> 6 << 4)
-    };
-    (f32::from(scale), f32::from(min))
+    }
 }
 
 /// `w = (d s_i) q - (dmin m_i)` in eight sub-blocks of 32.
@@ -119,7 +118,7 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     for i in 0..8 {
         let (scale, min) = scale_min(block, i);
-        let (scale, min) = (d * scale, dmin * min);
+        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
         let quants = &block[16 + i / 2 * 32..][..32];
         for (out, &q) in out[i * 32..][..32].iter_mut().zip(quants) {
             *out = scale * f32::from(q >> (i % 2 * 4) & 15) - min;
@@ -133,7 +132,7 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let high = &block[16..48];
     for i in 0..8 {
         let (scale, min) = scale_min(block, i);
-        let (scale, min) = (d * scale, dmin * min);
+        let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
         let quants = &block[48 + i / 2 * 32..][..32];
         for ((out, &q), &h) in out[i * 32..][..32].iter_mut().zip(quants).zip(high) {
             *out = scale * f32::from(q >> (i % 2 * 4) & 15 | (h >> i & 1) << 4) - min;

@@ -20,6 +20,7 @@ mod names;
 mod packed;
 mod pickle;
 mod quantize;
+mod quantize_k;
 mod safetensors;
 mod torch;
 mod write;
@@ -33,15 +34,18 @@ mod tests;
 pub use checkpoint::{Checkpoint, TensorInfo, TensorReader};
 pub use gguf_metadata::{GgufMetadata, GgufValue};
 pub use quantize::{quantize_q4_0, quantize_q8_0};
+pub use quantize_k::{quantize_q4_k, quantize_q6_k};
 pub(crate) use write::stored_type;
 pub use write::{TensorToWrite, Values, WriteProgress};
 pub use write_gguf::{GgufTokenType, GgufTokenizer, write_gguf};
 pub use write_safetensors::{write_safetensors, write_safetensors_from};
 
 pub(crate) use atomic::AtomicFile;
+pub(crate) use dequantize::{dequantize, scale_min};
 pub(crate) use low_rank::LowRank;
 pub(crate) use names::{canonical as canonical_name, from_gguf as canonical_gguf_name};
 pub(crate) use packed::PackedWeights;
+pub(crate) use quantize_k::SUPER_BLOCK;
 pub(crate) use write::Watch;
 pub(crate) use write_gguf::write_watched as write_gguf_watched;
 pub(crate) use write_safetensors::write_watched as write_safetensors_watched;
@@ -109,7 +113,8 @@ impl StoredType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum WeightFormat {
-    /// As stored: the nearest of the others that loses nothing, or least (stated in the docs).
+    /// As stored, matrix by matrix: the nearest of the others that loses nothing, or least. GGUF's
+    /// Q4_1, Q5_0, Q5_1 and Q5_K are held as [`Q8_0`](Self::Q8_0).
     #[default]
     Auto,
     /// 32-bit floats, 4 bytes a weight.
@@ -122,14 +127,30 @@ pub enum WeightFormat {
     Q8_0,
     /// 4-bit integers in blocks of 32 with an f16 scale, 0.5625 bytes a weight.
     Q4_0,
+    /// ggml's Q4_K: 4-bit integers, blocks of 32 with 6-bit scales and minima in super-blocks of
+    /// 256, 0.5781 bytes a weight. GGUF's blocks are kept as they are; other weights are rounded by
+    /// [`quantize_q4_k`], which may err somewhat more than llama.cpp's search. Matrices whose rows
+    /// 256 does not divide are held as [`Q8_0`](Self::Q8_0).
+    Q4K,
+    /// ggml's Q6_K: 6-bit integers, blocks of 16 with 8-bit scales in super-blocks of 256, 0.8203
+    /// bytes a weight. As [`Q4K`](Self::Q4K) otherwise; the rounding is [`quantize_q6_k`].
+    Q6K,
 }
 
 impl WeightFormat {
     /// Every format, in the order of [`name`](Self::name)s shown to users.
-    pub const ALL: [Self; 6] =
-        [Self::Auto, Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0];
+    pub const ALL: [Self; 8] = [
+        Self::Auto,
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4K,
+        Self::Q6K,
+    ];
 
-    /// The name used by command lines, Python and C: `auto f32 f16 bf16 q8_0 q4_0`.
+    /// The name used by command lines, Python and C: `auto f32 f16 bf16 q8_0 q4_0 q4_k q6_k`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -138,6 +159,17 @@ impl WeightFormat {
             Self::Bf16 => "bf16",
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_k",
+            Self::Q6K => "q6_k",
+        }
+    }
+
+    /// The format of a matrix with rows of `columns` weights: super-blocks of 256 that do not
+    /// divide them give way to Q8_0.
+    pub(crate) fn fitting(self, columns: usize) -> Self {
+        match self {
+            Self::Q4K | Self::Q6K if !columns.is_multiple_of(SUPER_BLOCK) => Self::Q8_0,
+            other => other,
         }
     }
 }
@@ -154,7 +186,7 @@ impl std::str::FromStr for WeightFormat {
     fn from_str(name: &str) -> Result<Self> {
         let name = name.to_ascii_lowercase();
         Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            crate::Error::option("format", name, "auto, f32, f16, bf16, q8_0 or q4_0")
+            crate::Error::option("format", name, "auto, f32, f16, bf16, q8_0, q4_0, q4_k or q6_k")
         })
     }
 }
@@ -172,6 +204,19 @@ pub trait RowSource: Sync {
     ///
     /// Errors when the file cannot be read; callers stay within [`shape`](Self::shape).
     fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()>;
+    /// The type of the stored blocks, where rows are whole blocks that
+    /// [`read_blocks`](Self::read_blocks) gives; `None` where there are only floats.
+    fn blocks(&self) -> Option<StoredType> {
+        None
+    }
+    /// Writes the stored bytes of the rows from `first` on that fill `out`, of a type that
+    /// [`blocks`](Self::blocks) names.
+    ///
+    /// Errors when the file cannot be read, and where there are no blocks.
+    fn read_blocks(&self, first: usize, out: &mut [u8]) -> Result<()> {
+        let what = format!("{} bytes from row {first} of {:?}", out.len(), self.name());
+        Err(crate::Error::Internal(format!("{what}: there are no blocks")))
+    }
 
     /// Fills `out` with what packing in `layout` gave before, from piece `first` on, each of
     /// `piece_bytes`; false where that is not known: `out`, zeros before, has zeros then.

@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 
 use super::StoredType;
+use super::quantize_k::{quantize_q4_k, quantize_q6_k};
 
 /// Packs 32 weights as Q8_0: scale `d = max|w| / 127` as f16, then `round(w / d)` as signed bytes.
 ///
@@ -95,6 +96,18 @@ pub(crate) fn encode(
                 match stored {
                     StoredType::Q8_0 => out.extend_from_slice(&quantize_q8_0(block)),
                     _ => out.extend_from_slice(&quantize_q4_0(block)),
+                }
+            }
+        }
+        StoredType::Q4K | StoredType::Q6K => {
+            // Half of what keeps every f16 finite: 63 steps of a minimum bind first.
+            if let Some(&bad) = weights.iter().find(|w| w.abs() > 65504.0 * 32.0 || w.is_nan()) {
+                return Err(bad);
+            }
+            for block in weights.as_chunks::<256>().0 {
+                match stored {
+                    StoredType::Q4K => out.extend_from_slice(&quantize_q4_k(block)),
+                    _ => out.extend_from_slice(&quantize_q6_k(block)),
                 }
             }
         }

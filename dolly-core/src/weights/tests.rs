@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 mod build;
 mod malformed;
 mod mutation;
+mod quantize_k;
 mod writing;
 
 /// A golden file.
@@ -168,6 +169,54 @@ fn every_block_type_matches_the_reference() {
     for (kind, expected) in kinds.iter().zip(expected.chunks(1024)) {
         assert_bits(&checkpoint.read_vec(kind, 1024).unwrap(), expected);
     }
+}
+
+/// Of every type, and in the order of the rows that are asked for: query, key and value rows are
+/// stored in another.
+#[test]
+fn blocks_are_those_of_the_rows() {
+    let kinds = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"];
+    let qkv = "gpt_neox.layers.0.attention.query_key_value.weight";
+    for (file, name) in
+        kinds.map(|kind| ("quants.gguf", kind)).into_iter().chain([("model.gguf", qkv)])
+    {
+        let checkpoint = open(&golden(file)).unwrap();
+        let reader = checkpoint.reader(name).unwrap();
+        let (rows, cols) = reader.shape();
+        let stored = reader.blocks().unwrap();
+        let row = cols / stored.block().0 * stored.block().1;
+        let expected = checkpoint.read_vec(name, rows * cols).unwrap();
+        for step in [1, 2, 7, rows] {
+            for first in (0..rows).step_by(step) {
+                let count = step.min(rows - first);
+                let (mut bytes, mut out) = (vec![0; count * row], vec![0.0; count * cols]);
+                reader.read_blocks(first, &mut bytes).unwrap();
+                dequantize(stored, &bytes, &mut out);
+                assert_bits(&out, &expected[first * cols..][..count * cols]);
+            }
+        }
+        let mut bytes = vec![0; row];
+        assert!(reader.read_blocks(rows, &mut bytes).is_err());
+        assert!(reader.read_blocks(usize::MAX, &mut bytes).is_err());
+        assert!(reader.read_blocks(0, &mut bytes[1..]).is_err());
+    }
+    let plain = open(&golden("model.safetensors")).unwrap();
+    let reader = plain.reader(qkv).unwrap();
+    assert_eq!(reader.blocks(), None);
+    assert!(reader.read_blocks(0, &mut [0; 4]).is_err());
+}
+
+/// What is added to is no longer what is stored.
+#[test]
+fn a_matrix_with_an_addition_has_no_blocks() {
+    let mut checkpoint = open(&golden("quants.gguf")).unwrap();
+    let (rows, cols) = checkpoint.reader("Q4_K").unwrap().shape();
+    let addition = LowRank::new(1, vec![1.0; cols], vec![1.0; rows], 1.0).unwrap();
+    checkpoint.add("Q4_K", addition).unwrap();
+    let reader = checkpoint.reader("Q4_K").unwrap();
+    assert_eq!(reader.blocks(), None);
+    assert!(reader.read_blocks(0, &mut vec![0; cols / 256 * 144]).is_err());
+    assert_eq!(checkpoint.reader("Q6_K").unwrap().blocks(), Some(StoredType::Q6K));
 }
 
 #[test]

@@ -175,8 +175,42 @@ impl TensorToWrite<'_> {
         order: RowOrder,
         progress: &mut Progress<'_, '_>,
     ) -> Result<()> {
-        self.write_rows(file, stored, order, progress.watch)?;
+        match self.source.blocks() == Some(stored) && self.shape.len() == 2 {
+            true => self.copy_blocks(file, stored, order, progress.watch)?,
+            false => self.write_rows(file, stored, order, progress.watch)?,
+        }
         progress.wrote(self)
+    }
+
+    /// Copies rows that are stored as they are to be.
+    fn copy_blocks(
+        &self,
+        file: &mut AtomicFile,
+        stored: StoredType,
+        order: RowOrder,
+        watch: &Watch<'_>,
+    ) -> Result<()> {
+        let (rows, cols) = self.source.shape();
+        let (weights, bytes) = stored.block();
+        let row = cols / weights * bytes;
+        let most = (PIECE / cols.max(1)).clamp(1, rows.max(1));
+        let mut buffer = try_zeroed(most.saturating_mul(row), self.name)?;
+        let mut copy = |first: usize, count: usize| {
+            for at in (first..first + count).step_by(most) {
+                watch.check()?;
+                let piece = most.min(first + count - at);
+                let buffer = buffer.get_mut(..piece * row).unwrap_or_default();
+                self.source.read_blocks(at, buffer)?;
+                file.write(buffer)?;
+            }
+            Ok(())
+        };
+        match order {
+            RowOrder::Stored => copy(0, rows),
+            RowOrder::SplitQkv { heads, head_dim } => {
+                split_runs(heads, head_dim).try_for_each(|first| copy(first, head_dim))
+            }
+        }
     }
 
     fn write_rows(
@@ -252,5 +286,7 @@ pub(crate) fn stored_type(format: WeightFormat) -> Option<StoredType> {
         WeightFormat::Bf16 => StoredType::Bf16,
         WeightFormat::Q8_0 => StoredType::Q8_0,
         WeightFormat::Q4_0 => StoredType::Q4_0,
+        WeightFormat::Q4K => StoredType::Q4K,
+        WeightFormat::Q6K => StoredType::Q6K,
     })
 }

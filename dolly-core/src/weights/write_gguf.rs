@@ -11,7 +11,7 @@ use super::names::{self, RowOrder};
 use super::write::{Progress, TensorToWrite, Watch, stored_type};
 use super::{RowSource, StoredType, WeightFormat};
 use crate::error::{Error, Result};
-use crate::model::{Activation, Config, GGUF_HIDDEN_ACT};
+use crate::model::{Activation, Config, GGUF_HIDDEN_ACT, main_format, matrix_format, outer_format};
 
 /// Where tensor data starts and every tensor is aligned, the format's default.
 const ALIGNMENT: u64 = 32;
@@ -50,9 +50,11 @@ pub struct GgufTokenizer {
 
 /// Writes a checkpoint as a GGUF file of architecture `gptneox`.
 ///
-/// Matrices are stored as `format` ([`WeightFormat::Auto`]: that of `config.stored_format`); with
-/// `q4_0` the two embeddings are `q8_0`, and rows that blocks of 32 do not divide are `f16`. Norms
-/// and biases are `f32`. Biases the checkpoint lacks are zeros; a tied output is a copy.
+/// Matrices are stored as `format` ([`WeightFormat::Auto`]: each as it is or the nearest of these
+/// formats); with `q4_0` the two embeddings are `q8_0`, with `q4_k` they are `q6_k`. Rows that
+/// super-blocks of 256 do not divide are `q8_0`, those that blocks of 32 do not divide `f16`. What
+/// is stored in the blocks asked for is copied. Norms and biases are `f32`. Biases the checkpoint
+/// lacks are zeros; a tied output is a copy.
 ///
 /// The file appears whole or not at all; one piece of one tensor is in memory at a time. Errors:
 /// [`Error::Unsupported`] for an activation that architecture does not have,
@@ -77,17 +79,13 @@ pub(crate) fn write_watched(
     format: WeightFormat,
     watch: &mut Watch<'_>,
 ) -> Result<()> {
-    let matrices = stored_type(format).or(stored_type(config.stored_format));
-    let matrices = matrices.ok_or_else(|| {
-        Error::option("format", format, "f32, f16, bf16, q8_0 or q4_0 for this checkpoint")
-    })?;
     if !matches!(config.hidden_act, Activation::Gelu | Activation::GeluTanh) {
         let activation = config.hidden_act;
         return Err(Error::Unsupported(format!("GGUF of a model with activation {activation:?}")));
     }
-    let tensors = plan(checkpoint, config, matrices)?;
+    let tensors = plan(checkpoint, config, format)?;
     let mut pairs = Header::default();
-    describe_model(&mut pairs, config, matrices)?;
+    describe_model(&mut pairs, config, main_format(checkpoint, config, format)?)?;
     describe_tokenizer(&mut pairs, config, tokenizer)?;
     let header = header(&pairs, &tensors)?;
     let mut file = AtomicFile::create(path)?;
@@ -166,7 +164,7 @@ impl Planned<'_> {
 fn plan<'a>(
     checkpoint: &'a Checkpoint,
     config: &Config,
-    matrices: StoredType,
+    format: WeightFormat,
 ) -> Result<Vec<Planned<'a>>> {
     let (hidden, wide) = (config.hidden_size, config.intermediate_size);
     let heads = config.num_attention_heads;
@@ -176,11 +174,10 @@ fn plan<'a>(
     let three = hidden
         .checked_mul(3)
         .ok_or_else(|| Error::InvalidInput(format!("hidden_size {hidden} overflows")))?;
-    let embeddings = if matrices == StoredType::Q4_0 { StoredType::Q8_0 } else { matrices };
     let vocab = vec![config.vocab_size, hidden];
-    let mut plan = Plan { checkpoint, config, tensors: Vec::new() };
+    let mut plan = Plan { checkpoint, config, format, tensors: Vec::new() };
     let embedding = "gpt_neox.embed_in.weight";
-    plan.add("token_embd.weight", embedding, vocab.clone(), embeddings, false)?;
+    plan.add("token_embd.weight", embedding, vocab.clone(), outer_format, false)?;
     for layer in 0..config.num_hidden_layers {
         for (part, shape, optional) in [
             ("input_layernorm", vec![hidden], false),
@@ -191,37 +188,31 @@ fn plan<'a>(
             ("mlp.dense_4h_to_h", vec![hidden, wide], false),
         ] {
             let bias = vec![shape.first().copied().unwrap_or_default()];
-            plan.part(&format!("gpt_neox.layers.{layer}.{part}.weight"), shape, matrices, false)?;
-            let name = format!("gpt_neox.layers.{layer}.{part}.bias");
-            plan.part(&name, bias, matrices, optional)?;
+            plan.part(&format!("gpt_neox.layers.{layer}.{part}.weight"), shape, false)?;
+            plan.part(&format!("gpt_neox.layers.{layer}.{part}.bias"), bias, optional)?;
         }
     }
-    plan.part("gpt_neox.final_layer_norm.weight", vec![hidden], matrices, false)?;
-    plan.part("gpt_neox.final_layer_norm.bias", vec![hidden], matrices, false)?;
+    plan.part("gpt_neox.final_layer_norm.weight", vec![hidden], false)?;
+    plan.part("gpt_neox.final_layer_norm.bias", vec![hidden], false)?;
     let tied = config.tie_word_embeddings && !checkpoint.contains("embed_out.weight");
     let output = if tied { embedding } else { "embed_out.weight" };
-    plan.add("output.weight", output, vocab, embeddings, false)?;
+    plan.add("output.weight", output, vocab, outer_format, false)?;
     Ok(plan.tensors)
 }
 
 struct Plan<'a, 'c> {
     checkpoint: &'a Checkpoint,
     config: &'c Config,
+    format: WeightFormat,
     tensors: Vec<Planned<'a>>,
 }
 
 impl Plan<'_, '_> {
     /// A tensor under its canonical name.
-    fn part(
-        &mut self,
-        name: &str,
-        shape: Vec<usize>,
-        kind: StoredType,
-        optional: bool,
-    ) -> Result<()> {
+    fn part(&mut self, name: &str, shape: Vec<usize>, optional: bool) -> Result<()> {
         let gguf = names::to_gguf(name)
             .ok_or_else(|| Error::Internal(format!("{name} has no name in GGUF")))?;
-        self.add(&gguf, name, shape, kind, optional)
+        self.add(&gguf, name, shape, matrix_format, optional)
     }
 
     fn add(
@@ -229,12 +220,15 @@ impl Plan<'_, '_> {
         gguf: &str,
         name: &str,
         shape: Vec<usize>,
-        matrices: StoredType,
+        format_of: fn(&Checkpoint, WeightFormat, &str) -> Result<WeightFormat>,
         optional: bool,
     ) -> Result<()> {
         let stored = match shape[..] {
-            [_, cols] if cols.is_multiple_of(matrices.block().0) => matrices,
-            [_, _] => StoredType::F16,
+            [_, cols] => {
+                let format = format_of(self.checkpoint, self.format, name)?.fitting(cols);
+                let whole = |stored: &StoredType| cols.is_multiple_of(stored.block().0);
+                stored_type(format).filter(whole).unwrap_or(StoredType::F16)
+            }
             _ => StoredType::F32,
         };
         let source = match (optional && !self.checkpoint.contains(name), &shape[..]) {
@@ -260,16 +254,18 @@ impl Plan<'_, '_> {
     }
 }
 
-fn describe_model(pairs: &mut Header, config: &Config, matrices: StoredType) -> Result<()> {
+fn describe_model(pairs: &mut Header, config: &Config, format: WeightFormat) -> Result<()> {
     let number = |field: &str, value: usize| {
         u32::try_from(value)
             .map_err(|_| Error::InvalidInput(format!("{field} {value} is too large")))
     };
-    let (file_type, quantized) = match matrices {
-        StoredType::F32 => (0, false),
-        StoredType::F16 => (1, false),
-        StoredType::Bf16 => (32, false),
-        StoredType::Q4_0 => (2, true),
+    let (file_type, quantized) = match format {
+        WeightFormat::F32 => (0, false),
+        WeightFormat::F16 => (1, false),
+        WeightFormat::Bf16 => (32, false),
+        WeightFormat::Q4_0 => (2, true),
+        WeightFormat::Q4K => (15, true),
+        WeightFormat::Q6K => (18, true),
         _ => (7, true),
     };
     pairs.text("general.architecture", super::gguf::ARCHITECTURE);
@@ -349,6 +345,8 @@ fn ggml_type(stored: StoredType) -> u32 {
         StoredType::F16 => 1,
         StoredType::Q4_0 => 2,
         StoredType::Q8_0 => 8,
+        StoredType::Q4K => 12,
+        StoredType::Q6K => 14,
         StoredType::Bf16 => 30,
         _ => 0,
     }

@@ -65,8 +65,11 @@ def pipeline(
         ``"dolly-nano"``, which is bundled.
     device : str or int
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a number is a GPU's, -1 the CPU.
-    dtype : {"auto", "f32", "f16", "bf16", "q8_0", "q4_0"}
-        How weights are held in memory; ``"auto"`` is as stored.
+    dtype : {"auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k"}
+        How weights are held in memory; ``"auto"`` is as stored, matrix by matrix. GGUF's Q4_K and
+        Q6_K are kept as they are; its Q4_1, Q5_0, Q5_1 and Q5_K are held as ``"q8_0"``. Asked for
+        by name, ``"q4_k"`` and ``"q6_k"`` round weights of other types; matrices whose rows are no
+        multiple of 256 long are then held as ``"q8_0"``.
     threads : int, optional
         Threads of this pipeline; one per core unless given.
     context_length : int, optional

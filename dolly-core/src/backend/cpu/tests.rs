@@ -160,6 +160,12 @@ fn sizes_are_those_promised() {
     assert_eq!(backend.linear_bytes(33, 65, WeightFormat::Bf16), 48 * 65 * 2);
     assert_eq!(backend.linear_bytes(33, 65, WeightFormat::Q8_0), 48 * 3 * 34);
     assert_eq!(backend.linear_bytes(33, 65, WeightFormat::Q4_0), 48 * 3 * 18);
+    assert_eq!(backend.linear_bytes(33, 512, WeightFormat::Q4K), 48 * 2 * 148);
+    assert_eq!(backend.linear_bytes(33, 512, WeightFormat::Q6K), 48 * 2 * 210);
+    assert_eq!(backend.linear_bytes(33, 65, WeightFormat::Q4K), 48 * 3 * 34);
+    assert_eq!(backend.embedding_bytes(33, 512, WeightFormat::Q4K), 33 * 2 * 144);
+    assert_eq!(backend.embedding_bytes(33, 512, WeightFormat::Q6K), 33 * 2 * 210);
+    assert_eq!(backend.embedding_bytes(33, 65, WeightFormat::Q6K), 33 * 3 * 34);
     assert_eq!(backend.embedding_bytes(33, 65, WeightFormat::F16), 33 * 65 * 2);
     assert_eq!(backend.embedding_bytes(33, 65, WeightFormat::Q4_0), 33 * 3 * 34);
     let cache = |heads, dim, tokens, format| attention::cache_bytes(3, heads, dim, tokens, format);
@@ -192,7 +198,7 @@ fn failures_while_loading_are_typed() {
 fn sizes_no_machine_has_are_out_of_memory() {
     let backend = backend(2);
     for shape in [(1 << 50, 1 << 10), (usize::MAX, 1), (1, usize::MAX), (usize::MAX, usize::MAX)] {
-        for format in [WeightFormat::F32, WeightFormat::Q4_0] {
+        for format in [WeightFormat::F32, WeightFormat::Q4_0, WeightFormat::Q4K] {
             let source = Source { shape, broken: None };
             for error in [
                 backend.load_linear(&source, None, format).err().unwrap(),

@@ -12,7 +12,13 @@ use crate::kernels::table::Kernels;
 
 const LAYOUTS: [Layout; 5] = [Layout::F32, Layout::F16, Layout::Bf16, Layout::Q8_0, Layout::Q4_0];
 
-fn product(kernels: Kernels, pool: &Pool, matrix: &Matrix, x: &[f32], rows: usize) -> Vec<f32> {
+pub(super) fn product(
+    kernels: Kernels,
+    pool: &Pool,
+    matrix: &Matrix,
+    x: &[f32],
+    rows: usize,
+) -> Vec<f32> {
     // One float off any vector's boundary.
     let mut out = vec![f32::NAN; rows * matrix.shape().0 + 1];
     let x: Vec<f32> = std::iter::once(0.0).chain(x.iter().copied()).collect();
@@ -43,11 +49,12 @@ fn kept(layout: Layout, row: &[f32]) -> Vec<f64> {
             .chunks(32)
             .flat_map(|x| block(x, &|x, i| (x * i + 8.5).floor().min(15.0) - 8.0, -8.0))
             .collect(),
+        Layout::Q4K | Layout::Q6K => unreachable!("tested in k_quant"),
     }
 }
 
 /// Activations as the integer products see them.
-fn rounded(kernels: Kernels, layout: Layout, x: &[f32], columns: usize) -> Vec<f64> {
+pub(super) fn rounded(kernels: Kernels, layout: Layout, x: &[f32], columns: usize) -> Vec<f64> {
     if !layout.quantized() || columns == 0 {
         return x.iter().map(|x| f64::from(*x)).collect();
     }

@@ -3,6 +3,7 @@
 mod attention;
 mod attention_gradient;
 mod gradient;
+mod k_quant;
 mod linear;
 mod math;
 mod matmul;

@@ -134,6 +134,8 @@ fn gguf_format(file_type: Option<u32>) -> WeightFormat {
         Some(0) => WeightFormat::F32,
         Some(1) | None => WeightFormat::F16,
         Some(2) => WeightFormat::Q4_0,
+        Some(14 | 15) => WeightFormat::Q4K,
+        Some(18) => WeightFormat::Q6K,
         Some(32) => WeightFormat::Bf16,
         Some(_) => WeightFormat::Q8_0,
     }

@@ -6,7 +6,7 @@ use crate::backend::cpu::{Activations, CpuBackend, CpuOptions};
 use crate::weights::{Checkpoint, ModelFiles, RowSource, TensorToWrite, Values, WeightFormat};
 
 const NAME: &str = "gpt_neox.layers.0.attention.dense.weight";
-const SHAPE: [usize; 2] = [70, 96];
+const SHAPE: [usize; 2] = [70, 256];
 
 /// A model's directory with one matrix, and another for what is packed.
 struct Place {
@@ -92,7 +92,7 @@ fn a_second_load_needs_the_source_no_more() {
         // The header was read; without its data the source can give no row.
         let file = std::fs::File::options().write(true).open(place.weights()).unwrap();
         file.set_len(200).unwrap();
-        assert!(checkpoint.reader(NAME).unwrap().read_rows(69, &mut [0.0; 96]).is_err());
+        assert!(checkpoint.reader(NAME).unwrap().read_rows(69, &mut [0.0; 256]).is_err());
         assert_eq!(place.results(&checkpoint, *format).unwrap(), first, "{format}");
     }
 }

@@ -1,0 +1,220 @@
+//! The micro-kernels of Q4_K and Q6_K under AVX2; layouts and formulas stand in `k_quant`.
+//!
+//! `vpmaddubsw` adds pairs of products in 16 bits, saturating; both uses here stay clear of that,
+//! with |x| <= 127. Q4_K: as Q4_0, at most 8 * 2 * 15 * 127 = 30,480. Q6_K: |q| times x with q's
+//! sign, all four pairs of 16 of K in one lane: 4 * 2 * 32 * 127 = 32,512. `vpmaddwd` then
+//! multiplies with the scale in place of one: 2 * 32,512 * 128, far below 2^31.
+
+use std::arch::x86_64::*;
+
+use super::avx2::Avx2;
+use super::avx2_quant::{Sums, broadcast, nibbles};
+use super::k_quant::{BLOCKS, Q4K, Q6K};
+use super::quant::{Format, QUANT_BLOCK, QuantTile, load_sums, run, store_sums};
+use super::vector::{LANES, Vector};
+
+/// Sixteen unsigned bytes as floats.
+///
+/// # Safety
+/// AVX2, and 16 readable bytes.
+#[inline(always)]
+unsafe fn widen(p: *const u8) -> Avx2 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm_loadu_si128(p.cast());
+        let low = _mm256_cvtepu8_epi32(bytes);
+        let high = _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes));
+        Avx2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn floats(sums: Sums) -> Avx2 {
+    // SAFETY: the caller's promise.
+    unsafe { Avx2(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)) }
+}
+
+impl Format for Q4K {
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn fixed<const R: usize, const P: usize>(t: &QuantTile) {
+        // SAFETY: every offset stays within the rows, panels and steps the caller vouches for.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut acc = load_sums::<Avx2, R, P>(t);
+            for s in 0..t.blocks / BLOCKS {
+                let step = t.w.add(s * Self::BYTES);
+                let mut d = [(Avx2::splat(0.0), Avx2::splat(0.0)); P];
+                for p in 0..P {
+                    let step = step.add(p * t.w_stride);
+                    d[p] = (Avx2::load_f16(step), Avx2::load_f16(step.add(Self::DMIN)));
+                }
+                for i in 0..BLOCKS {
+                    let b = s * BLOCKS + i;
+                    let w = step.add(Self::NIBBLES + i * Self::BLOCK);
+                    let dots = nibbles::<R, P>(t, t.x.add(b * QUANT_BLOCK), w);
+                    for p in 0..P {
+                        let step = step.add(p * t.w_stride + i * LANES);
+                        let scale = d[p].0.mul(widen(step.add(Self::SCALES)));
+                        let min = d[p].1.mul(widen(step.add(Self::MINS)));
+                        for r in 0..R {
+                            let at = r * t.x_stride + b;
+                            let x_scale = *t.scales.add(at);
+                            let below = Avx2::splat(-(x_scale * *t.sums.add(at) as f32));
+                            let (low, high) = dots[r][p];
+                            let dot = (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
+                            let scale = Avx2::splat(x_scale).mul(scale);
+                            acc[r][p] = scale.mul_add(floats(dot), acc[r][p]);
+                            acc[r][p] = below.mul_add(min, acc[r][p]);
+                        }
+                    }
+                }
+            }
+            store_sums::<Avx2, R, P>(t, &acc);
+        }
+    }
+}
+
+impl Format for Q6K {
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn fixed<const R: usize, const P: usize>(t: &QuantTile) {
+        // SAFETY: every offset stays within the rows, panels and steps the caller vouches for.
+        unsafe {
+            let mut acc = load_sums::<Avx2, R, P>(t);
+            for s in 0..t.blocks / BLOCKS {
+                let step = t.w.add(s * Self::BYTES);
+                let mut d = [Avx2::splat(0.0); P];
+                for p in 0..P {
+                    d[p] = Avx2::load_f16(step.add(p * t.w_stride));
+                }
+                for i in 0..BLOCKS {
+                    let b = s * BLOCKS + i;
+                    let sums = six_bits::<R, P>(t, t.x.add(b * QUANT_BLOCK), step, 2 * i);
+                    for p in 0..P {
+                        for r in 0..R {
+                            let x_scale = Avx2::splat(*t.scales.add(r * t.x_stride + b));
+                            acc[r][p] = x_scale.mul(d[p]).mul_add(floats(sums[r][p]), acc[r][p]);
+                        }
+                    }
+                }
+            }
+            store_sums::<Avx2, R, P>(t, &acc);
+        }
+    }
+}
+
+/// Scaled integer sums over 32 of K: parts `first` and `first + 1` of a step.
+///
+/// # Safety
+/// AVX2; `x` is valid for 32 integers a row at the tile's stride, `step` for a step a panel.
+#[inline(always)]
+unsafe fn six_bits<const R: usize, const P: usize>(
+    t: &QuantTile,
+    x: *const i8,
+    step: *const u8,
+    first: usize,
+) -> [[Sums; P]; R] {
+    // SAFETY: reads a part and its scales a panel, and 16 integers a row, twice.
+    unsafe {
+        let zero = _mm256_setzero_si256();
+        let mut sums = [[(zero, zero); P]; R];
+        // As many times as a block has halves, which the compiler is not to know: see `quads`.
+        for half in 0..t.quads / 4 {
+            let x = x.add(half * 16);
+            for p in 0..P {
+                let step = step.add(p * t.w_stride);
+                let part = step.add(Q6K::PARTS + (first + half) * Q6K::PART);
+                let dots = dot_part::<R>(t, x, part);
+                let scales = pairs(step.add(Q6K::SCALES + (first + half) * LANES));
+                for r in 0..R {
+                    let low = _mm256_madd_epi16(dots[r].0, scales.0);
+                    let high = _mm256_madd_epi16(dots[r].1, scales.1);
+                    let sums = &mut sums[r][p];
+                    *sums = (_mm256_add_epi32(sums.0, low), _mm256_add_epi32(sums.1, high));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Sums over 16 of K, two of 16 bits in every lane of 32.
+///
+/// # Safety
+/// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for a part.
+#[inline(always)]
+unsafe fn dot_part<const R: usize>(t: &QuantTile, x: *const i8, part: *const u8) -> [Sums; R] {
+    // SAFETY: reads the 192 bytes of a part and 16 integers a row.
+    unsafe {
+        let (zero, offset) = (_mm256_setzero_si256(), _mm256_set1_epi8(32));
+        let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+        let part = part.cast::<__m256i>();
+        let mut acc = [(zero, zero); R];
+        for column in 0..2 {
+            let nibbles = [0, 2].map(|at| _mm256_loadu_si256(part.add(at + column)));
+            let bits = _mm256_loadu_si256(part.add(4 + column));
+            // The two bits of each four of K where they belong, above a nibble.
+            let bits = [
+                _mm256_slli_epi16::<4>(bits),
+                _mm256_slli_epi16::<2>(bits),
+                bits,
+                _mm256_srli_epi16::<2>(bits),
+            ];
+            for quad in 0..4 {
+                let nibble = match quad % 2 {
+                    0 => nibbles[quad / 2],
+                    _ => _mm256_srli_epi16::<4>(nibbles[quad / 2]),
+                };
+                let nibble = _mm256_and_si256(nibble, low);
+                let q = _mm256_or_si256(nibble, _mm256_and_si256(bits[quad], high));
+                let q = _mm256_sub_epi8(q, offset);
+                let magnitude = _mm256_abs_epi8(q);
+                for r in 0..R {
+                    let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK + 4 * quad));
+                    let product = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
+                    match column {
+                        0 => acc[r].0 = _mm256_add_epi16(acc[r].0, product),
+                        _ => acc[r].1 = _mm256_add_epi16(acc[r].1, product),
+                    }
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Sixteen signed bytes, each as two equal numbers of 16 bits in a lane of 32.
+///
+/// # Safety
+/// AVX2, and 16 readable bytes.
+#[inline(always)]
+unsafe fn pairs(p: *const u8) -> Sums {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm_loadu_si128(p.cast());
+        let twice = |bytes: __m128i| _mm256_cvtepi8_epi16(bytes);
+        (twice(_mm_unpacklo_epi8(bytes, bytes)), twice(_mm_unpackhi_epi8(bytes, bytes)))
+    }
+}
+
+/// # Safety
+/// AVX2, FMA and F16C; the pointers are valid for what [`QuantTile`] says of them, and its blocks
+/// are whole steps.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile_q4_k(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { run::<Q4K>(t) }
+}
+
+/// # Safety
+/// As [`tile_q4_k`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile_q6_k(t: &QuantTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { run::<Q6K>(t) }
+}
