@@ -15,6 +15,10 @@ const FUZZ_MEMORY: u32 = 2048;
 /// What an x86-64 CPU would have to have for all instruction sets of the kernels.
 const FEATURES: &str = "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni";
 
+/// What rayon's queues need of Miri: its older model of borrows rejects them.
+const MIRI_FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-tree-borrows \
+                          -Zmiri-permissive-provenance -Zmiri-ignore-leaks";
+
 /// The crash tests at full length.
 pub fn crashes(root: &Path) -> Outcome {
     let test = ["test", "--release", "--package", "dolly-core", "--lib", "--", "--ignored"];
@@ -41,7 +45,7 @@ pub fn kernels(root: &Path) -> Outcome {
     run(program(root, "rustup", &words)
         .args(["--", "kernels::tests"])
         .env("RUSTFLAGS", format!("-C target-feature={FEATURES}"))
-        .env("MIRIFLAGS", "-Zmiri-disable-isolation"))
+        .env("MIRIFLAGS", MIRI_FLAGS))
 }
 
 /// Every fuzz target for a while; skipped, saying so, without a nightly compiler and cargo-fuzz.

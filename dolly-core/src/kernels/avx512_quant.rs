@@ -4,7 +4,8 @@
 //! saturation. The weights are the unsigned operand, so that only they need preparing, once for all
 //! rows: Q8_0 as w + 128, Q4_0 as the nibbles, which are w + 8. What that adds, 128 or 8 times the
 //! sum of the row's integers, is taken off where the sums begin. Magnitudes stay below
-//! 32 * 255 * 127 + 128 * 32 * 127 < 2^21.
+//! 32 * 255 * 127 + 128 * 32 * 127 < 2^21. The loops over a block may be unrolled: 32 registers
+//! hold what that needs.
 
 use std::arch::x86_64::*;
 

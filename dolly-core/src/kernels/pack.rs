@@ -18,6 +18,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::k_quant::{Q4K, Q6K, place_q4_k, place_q6_k};
+use super::portable::f32_to_f16;
 use super::quant::{QUANT_BLOCK, quantize_q4_0, quantize_q8_0};
 use super::vector::LANES;
 use crate::weights::{
@@ -186,7 +187,11 @@ fn pack_f16(row: &[f32], lane: usize, panel: &mut [u8]) {
     let mut cells = cells.iter_mut().skip(lane).step_by(LANES);
     let mut narrow = [f16::ZERO; 64];
     for part in row.chunks(narrow.len()) {
-        narrow[..part.len()].convert_from_f32_slice(part);
+        if cfg!(miri) {
+            narrow.iter_mut().zip(part).for_each(|(to, x)| *to = f32_to_f16(*x));
+        } else {
+            narrow[..part.len()].convert_from_f32_slice(part);
+        }
         // In this order: a zip takes from its first iterator before it sees the second end.
         for (x, cell) in narrow[..part.len()].iter().zip(cells.by_ref()) {
             *cell = x.to_ne_bytes();

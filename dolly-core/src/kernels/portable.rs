@@ -135,4 +135,9 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(scaled | special | (u32::from(bits & 0x8000) << 16))
 }
 
+/// Rounds to the nearest, ties to even; Miri does not know the instruction that `half` takes.
+pub(super) fn f32_to_f16(x: f32) -> f16 {
+    if cfg!(miri) { f16::from_f32_const(x) } else { f16::from_f32(x) }
+}
+
 const _: () = assert!(size_of::<Portable>() == 64 && size_of::<f16>() == 2);

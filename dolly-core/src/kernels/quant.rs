@@ -11,7 +11,7 @@
 
 use half::f16;
 
-use super::portable::f16_to_f32;
+use super::portable::{f16_to_f32, f32_to_f16};
 use super::vector::{LANES, Vector};
 
 /// Elements along K that share a scale.
@@ -40,7 +40,7 @@ pub(crate) fn quantize_q8_0(block: &[f32; QUANT_BLOCK]) -> (f16, [i8; QUANT_BLOC
     let scale = extreme(block).0 / 127.0;
     let inverse = inverse(scale);
     // Casts saturate, and make NaN 0.
-    (f16::from_f32(scale), block.map(|x| (x * inverse).round() as i8))
+    (f32_to_f16(scale), block.map(|x| (x * inverse).round() as i8))
 }
 
 /// One Q4_0 block as ggml rounds it (`quantize_row_q4_0_ref`): d = (the x of largest |x|) / -8, so
@@ -48,7 +48,7 @@ pub(crate) fn quantize_q8_0(block: &[f32; QUANT_BLOCK]) -> (f16, [i8; QUANT_BLOC
 pub(crate) fn quantize_q4_0(block: &[f32; QUANT_BLOCK]) -> (f16, [u8; QUANT_BLOCK]) {
     let scale = extreme(block).1 / -8.0;
     let inverse = inverse(scale);
-    (f16::from_f32(scale), block.map(|x| ((x * inverse + 8.5) as u8).min(15)))
+    (f32_to_f16(scale), block.map(|x| ((x * inverse + 8.5) as u8).min(15)))
 }
 
 /// One row of activations as integers: `(blocks, 32)`, with a scale and a sum for each block.

@@ -35,13 +35,13 @@ fn kept(layout: Layout, row: &[f32]) -> Vec<f64> {
         let extreme = if divisor > 0.0 { extreme.abs() } else { extreme };
         let d = extreme / divisor;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-        let stored = f64::from(f16::from_f32(d).to_f32());
+        let stored = f64::from(f16::from_f32_const(d).to_f32());
         x.iter().map(|x| f64::from(quantize(*x, inverse)) * stored).collect()
     };
     match layout {
         Layout::F32 => row.iter().map(|x| f64::from(*x)).collect(),
-        Layout::F16 => row.iter().map(|x| f16::from_f32(*x).to_f64()).collect(),
-        Layout::Bf16 => row.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
+        Layout::F16 => row.iter().map(|x| f16::from_f32_const(*x).to_f64()).collect(),
+        Layout::Bf16 => row.iter().map(|x| bf16::from_f32_const(*x).to_f64()).collect(),
         Layout::Q8_0 => {
             row.chunks(32).flat_map(|x| block(x, &|x, i| (x * i).round(), 127.0)).collect()
         }
