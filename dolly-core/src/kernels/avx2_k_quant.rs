@@ -125,11 +125,11 @@ unsafe fn six_bits<const R: usize, const P: usize>(
             for p in 0..P {
                 let step = step.add(p * t.w_stride);
                 let part = step.add(Q6K::PARTS + (first + half) * Q6K::PART);
-                let dots = dot_part::<R>(t, x, part);
                 let scales = pairs(step.add(Q6K::SCALES + (first + half) * LANES));
+                let dots = (dot_part::<R>(t, x, part), dot_part::<R>(t, x, part.add(2 * LANES)));
                 for r in 0..R {
-                    let low = _mm256_madd_epi16(dots[r].0, scales.0);
-                    let high = _mm256_madd_epi16(dots[r].1, scales.1);
+                    let low = _mm256_madd_epi16(dots.0[r], scales.0);
+                    let high = _mm256_madd_epi16(dots.1[r], scales.1);
                     let sums = &mut sums[r][p];
                     *sums = (_mm256_add_epi32(sums.0, low), _mm256_add_epi32(sums.1, high));
                 }
@@ -139,48 +139,63 @@ unsafe fn six_bits<const R: usize, const P: usize>(
     }
 }
 
-/// Sums over 16 of K, two of 16 bits in every lane of 32.
+/// Sums over 16 of K for eight columns, two of 16 bits in every lane of 32.
 ///
 /// # Safety
-/// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for a part.
+/// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for the 160 bytes that end
+/// with these columns' high bits.
 #[inline(always)]
-unsafe fn dot_part<const R: usize>(t: &QuantTile, x: *const i8, part: *const u8) -> [Sums; R] {
-    // SAFETY: reads the 192 bytes of a part and 16 integers a row.
+unsafe fn dot_part<const R: usize>(t: &QuantTile, x: *const i8, part: *const u8) -> [__m256i; R] {
+    // SAFETY: reads 32 bytes at 0, 64 and 128 of the part, and 16 integers a row.
     unsafe {
-        let (zero, offset) = (_mm256_setzero_si256(), _mm256_set1_epi8(32));
-        let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
         let part = part.cast::<__m256i>();
-        let mut acc = [(zero, zero); R];
-        for column in 0..2 {
-            let nibbles = [0, 2].map(|at| _mm256_loadu_si256(part.add(at + column)));
-            let bits = _mm256_loadu_si256(part.add(4 + column));
-            // The two bits of each four of K where they belong, above a nibble.
-            let bits = [
-                _mm256_slli_epi16::<4>(bits),
-                _mm256_slli_epi16::<2>(bits),
-                bits,
-                _mm256_srli_epi16::<2>(bits),
-            ];
-            for quad in 0..4 {
-                let nibble = match quad % 2 {
-                    0 => nibbles[quad / 2],
-                    _ => _mm256_srli_epi16::<4>(nibbles[quad / 2]),
-                };
-                let nibble = _mm256_and_si256(nibble, low);
-                let q = _mm256_or_si256(nibble, _mm256_and_si256(bits[quad], high));
-                let q = _mm256_sub_epi8(q, offset);
-                let magnitude = _mm256_abs_epi8(q);
-                for r in 0..R {
-                    let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK + 4 * quad));
-                    let product = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
-                    match column {
-                        0 => acc[r].0 = _mm256_add_epi16(acc[r].0, product),
-                        _ => acc[r].1 = _mm256_add_epi16(acc[r].1, product),
-                    }
-                }
-            }
-        }
+        let (first, second) = (_mm256_loadu_si256(part), _mm256_loadu_si256(part.add(2)));
+        let bits = _mm256_loadu_si256(part.add(Q6K::HIGH / 32));
+        let mut acc = [_mm256_setzero_si256(); R];
+        // The two bits of each four of K go to where they belong, above a nibble.
+        dot_quad(t, x, first, _mm256_slli_epi16::<4>(bits), &mut acc);
+        dot_quad(
+            t,
+            x.add(4),
+            _mm256_srli_epi16::<4>(first),
+            _mm256_slli_epi16::<2>(bits),
+            &mut acc,
+        );
+        dot_quad(t, x.add(8), second, bits, &mut acc);
+        dot_quad(
+            t,
+            x.add(12),
+            _mm256_srli_epi16::<4>(second),
+            _mm256_srli_epi16::<2>(bits),
+            &mut acc,
+        );
         acc
+    }
+}
+
+/// Adds the products of four of K: integers with bits 0..4 of `nibbles` and bits 4..6 of `bits`.
+///
+/// # Safety
+/// AVX2; `x` is valid for 4 integers a row at the tile's stride.
+#[inline(always)]
+unsafe fn dot_quad<const R: usize>(
+    t: &QuantTile,
+    x: *const i8,
+    nibbles: __m256i,
+    bits: __m256i,
+    acc: &mut [__m256i; R],
+) {
+    // SAFETY: reads 4 integers a row.
+    unsafe {
+        let low = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+        let high = _mm256_and_si256(bits, _mm256_set1_epi8(0x30));
+        let q = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
+        let magnitude = _mm256_abs_epi8(q);
+        for r in 0..R {
+            let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK));
+            let product = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
+            acc[r] = _mm256_add_epi16(acc[r], product);
+        }
     }
 }
 
