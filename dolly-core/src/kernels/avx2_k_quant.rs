@@ -1,9 +1,10 @@
 //! The micro-kernels of Q4_K and Q6_K under AVX2; layouts and formulas stand in `k_quant`.
 //!
 //! `vpmaddubsw` adds pairs of products in 16 bits, saturating; both uses here stay clear of that,
-//! with |x| <= 127. Q4_K: as Q4_0, at most 8 * 2 * 15 * 127 = 30,480. Q6_K: |q| times x with q's
-//! sign, all four pairs of 16 of K in one lane: 4 * 2 * 32 * 127 = 32,512. `vpmaddwd` then
-//! multiplies with the scale in place of one: 2 * 32,512 * 128, far below 2^31.
+//! with |x| <= 127. Q4_K: as Q4_0, at most 8 * 2 * 15 * 127 = 30,480. Q6_K multiplies q + 32, from
+//! 0 to 63: at most 2 * 63 * 127 = 16,002. Its sums wrap, which loses nothing: less 32 times x they
+//! are those of q x, at most 4 * 2 * 32 * 127 = 32,512 over 16 of K. `vpmaddwd` then multiplies with
+//! the scale in place of one: 2 * 32,512 * 128, far below 2^31.
 
 use std::arch::x86_64::*;
 
@@ -122,14 +123,19 @@ unsafe fn six_bits<const R: usize, const P: usize>(
         // As many times as a block has halves, which the compiler is not to know: see `quads`.
         for half in 0..t.quads / 4 {
             let x = x.add(half * 16);
+            let mut offsets = [(zero, zero); R];
+            for r in 0..R {
+                let offset = offset(x.add(r * t.x_stride * QUANT_BLOCK));
+                offsets[r] = (offset, offset);
+            }
             for p in 0..P {
                 let step = step.add(p * t.w_stride);
                 let part = step.add(Q6K::PARTS + (first + half) * Q6K::PART);
                 let scales = pairs(step.add(Q6K::SCALES + (first + half) * LANES));
-                let dots = (dot_part::<R>(t, x, part), dot_part::<R>(t, x, part.add(2 * LANES)));
+                let dots = dot_part(t, x, part, offsets);
                 for r in 0..R {
-                    let low = _mm256_madd_epi16(dots.0[r], scales.0);
-                    let high = _mm256_madd_epi16(dots.1[r], scales.1);
+                    let low = _mm256_madd_epi16(dots[r].0, scales.0);
+                    let high = _mm256_madd_epi16(dots[r].1, scales.1);
                     let sums = &mut sums[r][p];
                     *sums = (_mm256_add_epi32(sums.0, low), _mm256_add_epi32(sums.1, high));
                 }
@@ -139,37 +145,54 @@ unsafe fn six_bits<const R: usize, const P: usize>(
     }
 }
 
-/// Sums over 16 of K for eight columns, two of 16 bits in every lane of 32.
+/// Adds the sums over 16 of K to `acc`, two of 16 bits in every lane of 32.
 ///
 /// # Safety
-/// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for the 160 bytes that end
-/// with these columns' high bits.
+/// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for a part.
 #[inline(always)]
-unsafe fn dot_part<const R: usize>(t: &QuantTile, x: *const i8, part: *const u8) -> [__m256i; R] {
-    // SAFETY: reads 32 bytes at 0, 64 and 128 of the part, and 16 integers a row.
+unsafe fn dot_part<const R: usize>(
+    t: &QuantTile,
+    x: *const i8,
+    part: *const u8,
+    mut acc: [Sums; R],
+) -> [Sums; R] {
+    // SAFETY: reads the 192 bytes of a part, and 16 integers a row.
     unsafe {
-        let part = part.cast::<__m256i>();
-        let (first, second) = (_mm256_loadu_si256(part), _mm256_loadu_si256(part.add(2)));
-        let bits = _mm256_loadu_si256(part.add(Q6K::HIGH / 32));
-        let mut acc = [_mm256_setzero_si256(); R];
+        let load = |at: usize| {
+            let p = part.add(at).cast::<__m256i>();
+            (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1)))
+        };
         // The two bits of each four of K go to where they belong, above a nibble.
-        dot_quad(t, x, first, _mm256_slli_epi16::<4>(bits), &mut acc);
-        dot_quad(
-            t,
-            x.add(4),
-            _mm256_srli_epi16::<4>(first),
-            _mm256_slli_epi16::<2>(bits),
-            &mut acc,
-        );
-        dot_quad(t, x.add(8), second, bits, &mut acc);
-        dot_quad(
-            t,
-            x.add(12),
-            _mm256_srli_epi16::<4>(second),
-            _mm256_srli_epi16::<2>(bits),
-            &mut acc,
-        );
+        let (nibbles, bits) = (load(0), load(Q6K::HIGH));
+        dot_quad(t, x, nibbles, both(bits, |x| _mm256_slli_epi16::<4>(x)), &mut acc);
+        let nibbles = both(nibbles, |x| _mm256_srli_epi16::<4>(x));
+        dot_quad(t, x.add(4), nibbles, both(bits, |x| _mm256_slli_epi16::<2>(x)), &mut acc);
+        let nibbles = load(4 * LANES);
+        dot_quad(t, x.add(8), nibbles, bits, &mut acc);
+        let nibbles = both(nibbles, |x| _mm256_srli_epi16::<4>(x));
+        dot_quad(t, x.add(12), nibbles, both(bits, |x| _mm256_srli_epi16::<2>(x)), &mut acc);
         acc
+    }
+}
+
+#[inline(always)]
+fn both(x: Sums, f: impl Fn(__m256i) -> __m256i) -> Sums {
+    (f(x.0), f(x.1))
+}
+
+/// -32 times 16 integers, summed as [`dot_part`] sums products.
+///
+/// # Safety
+/// AVX2, and 16 readable bytes.
+#[inline(always)]
+unsafe fn offset(x: *const i8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm256_broadcastsi128_si256(_mm_loadu_si128(x.cast()));
+        let quads = _mm256_maddubs_epi16(_mm256_set1_epi8(32), x);
+        let pairs = _mm256_add_epi16(quads, _mm256_shuffle_epi32::<0b01_00_11_10>(quads));
+        let all = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        _mm256_sub_epi16(_mm256_setzero_si256(), all)
     }
 }
 
@@ -181,20 +204,20 @@ unsafe fn dot_part<const R: usize>(t: &QuantTile, x: *const i8, part: *const u8)
 unsafe fn dot_quad<const R: usize>(
     t: &QuantTile,
     x: *const i8,
-    nibbles: __m256i,
-    bits: __m256i,
-    acc: &mut [__m256i; R],
+    nibbles: Sums,
+    bits: Sums,
+    acc: &mut [Sums; R],
 ) {
     // SAFETY: reads 4 integers a row.
     unsafe {
-        let low = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
-        let high = _mm256_and_si256(bits, _mm256_set1_epi8(0x30));
-        let q = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
-        let magnitude = _mm256_abs_epi8(q);
+        let low = both(nibbles, |x| _mm256_and_si256(x, _mm256_set1_epi8(15)));
+        let high = both(bits, |x| _mm256_and_si256(x, _mm256_set1_epi8(0x30)));
+        let q = (_mm256_or_si256(low.0, high.0), _mm256_or_si256(low.1, high.1));
         for r in 0..R {
             let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK));
-            let product = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
-            acc[r] = _mm256_add_epi16(acc[r], product);
+            let acc = &mut acc[r];
+            acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(q.0, x));
+            acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(q.1, x));
         }
     }
 }
