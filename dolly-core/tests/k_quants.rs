@@ -13,7 +13,7 @@ use dolly_core::{FileFormat, GenerateOptions, Pipeline, Prompt, convert};
 use support::{golden, largest_difference};
 
 const HIDDEN: u64 = 256;
-const WIDE: u64 = 512;
+const WIDE: u64 = 768;
 const VOCAB: u64 = 72;
 
 fn file() -> PathBuf {
@@ -72,7 +72,7 @@ fn widened_to_f32_the_file_is_what_transformers_computes() {
     assert_eq!(answer.token_ids, expected_ids);
 }
 
-/// Only activations are rounded, to 8 bits, and Q5_K's matrix to Q8_0: measured 0.0076 of the
+/// Only activations are rounded, to 8 bits, and Q5_K's matrix to Q8_0: measured 0.012 of the
 /// logits, with a margin of about two.
 #[test]
 fn stored_blocks_are_kept() {
@@ -90,7 +90,7 @@ fn stored_blocks_are_kept() {
     assert_eq!(pipe.memory().weights, matrices + vectors());
     let found = error(&pipe.logits(&prompt).unwrap(), &expected());
     println!("as stored: {found:.2e} of the logits");
-    assert!(found > 0.0 && found <= 1.5e-2, "{found}");
+    assert!(found > 0.0 && found <= 2.5e-2, "{found}");
 }
 
 /// One row or many, one thread or two.
@@ -126,19 +126,20 @@ fn memory_is_planned_before_it_is_taken() {
 fn the_reference_backend_says_the_same() {
     let (prompt, expected_ids) = ids();
     let reference = Pipeline::builder(file().to_str().unwrap()).reference(true).build().unwrap();
-    // Q5_K's matrix alone is rounded, to Q8_0.
+    // Q5_K's matrix alone is rounded, to Q8_0: measured 0.007.
     let found = error(&reference.logits(&prompt).unwrap(), &expected());
-    assert!(found < 5e-3, "{found}");
+    assert!(found < 1.5e-2, "{found}");
     let pipe = load(&file(), WeightFormat::Auto);
     for pipe in [&reference, &pipe] {
         let answer = pipe.complete(Prompt::Ids(&prompt), &greedy(32)).unwrap();
         assert_eq!(answer.token_ids, expected_ids);
     }
-    for format in [WeightFormat::Q4K, WeightFormat::Q6K] {
+    for format in [WeightFormat::Auto, WeightFormat::Q4K, WeightFormat::Q6K] {
         let builder = Pipeline::builder(file().to_str().unwrap()).weights(format);
         let theirs = builder.reference(true).build().unwrap().logits(&prompt).unwrap();
         let found = error(&load(&file(), format).logits(&prompt).unwrap(), &theirs);
-        assert!(found <= 1.5e-2, "{format}: {found}");
+        println!("{format}: {found:.2e} from the reference");
+        assert!(found <= 2e-2, "{format}: {found}");
     }
 }
 
@@ -172,13 +173,14 @@ fn conversion_copies_blocks() {
     assert_eq!(logits(&path), logits(&file()));
 }
 
-/// Asked for by name, weights of any type are rounded, in memory as in a file.
+/// Asked for by name, weights of any type are rounded, in memory as in a file: measured 0.037 and
+/// 0.024.
 #[test]
 fn other_weights_are_rounded_when_asked_for() {
     let directory = tempfile::tempdir().unwrap();
     let (prompt, _) = ids();
     for (format, stored, bound) in
-        [(WeightFormat::Q4K, StoredType::Q4K, 0.2), (WeightFormat::Q6K, StoredType::Q6K, 0.05)]
+        [(WeightFormat::Q4K, StoredType::Q4K, 0.08), (WeightFormat::Q6K, StoredType::Q6K, 0.05)]
     {
         let floats = directory.path().join(format!("{format}-floats"));
         convert(&files(&file()), &floats, FileFormat::Safetensors, WeightFormat::F32).unwrap();

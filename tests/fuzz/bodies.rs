@@ -10,7 +10,7 @@ use dolly_core::provenance::FileHash;
 use dolly_core::source::{SourceOptions, resolve};
 use dolly_core::tokenizer::train_tokenizer;
 use dolly_core::train::{Adapter, Trainer, TrainingOptions};
-use dolly_core::weights::{Checkpoint, ModelFiles, RowSource};
+use dolly_core::weights::{Checkpoint, ModelFiles, RowSource, StoredType};
 use dolly_core::{Config, Instruction, Pipeline, PromptMode, Tokenizer};
 use serde_json::json;
 
@@ -291,6 +291,11 @@ fn read_all(checkpoint: &Checkpoint) {
         let mut row = vec![0.0; cols];
         drop(reader.read_rows(0, &mut row));
         drop(reader.read_rows(rows - 1, &mut row));
+        if let Some((weights, bytes)) = reader.blocks().map(StoredType::block) {
+            let mut row = vec![0; cols / weights * bytes];
+            drop(reader.read_blocks(0, &mut row));
+            drop(reader.read_blocks(rows - 1, &mut row));
+        }
     }
 }
 

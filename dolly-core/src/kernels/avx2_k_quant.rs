@@ -1,9 +1,10 @@
 //! The micro-kernels of Q4_K and Q6_K under AVX2; layouts and formulas stand in `k_quant`.
 //!
 //! `vpmaddubsw` adds pairs of products in 16 bits, saturating; both uses here stay clear of that,
-//! with |x| <= 127. Q4_K: as Q4_0, at most 8 * 2 * 15 * 127 = 30,480. Q6_K: |q| times x with q's
-//! sign, all four pairs of 16 of K in one lane: 4 * 2 * 32 * 127 = 32,512. `vpmaddwd` then
-//! multiplies with the scale in place of one: 2 * 32,512 * 128, far below 2^31.
+//! with |x| <= 127. Q4_K: as Q4_0, at most 8 * 2 * 15 * 127 = 30,480. Q6_K multiplies q + 32, from
+//! 0 to 63: at most 2 * 63 * 127 = 16,002. Its sums wrap, which loses nothing: less 32 times x they
+//! are those of q x, at most 4 * 2 * 32 * 127 = 32,512 over 16 of K. `vpmaddwd` then multiplies with
+//! the scale in place of one: 2 * 32,512 * 128, far below 2^31.
 
 use std::arch::x86_64::*;
 
@@ -126,11 +127,16 @@ unsafe fn six_bits<const R: usize, const P: usize>(
         // As many times as a block has halves, which the compiler is not to know: see `quads`.
         for half in 0..t.quads / 4 {
             let x = x.add(half * 16);
+            let mut offsets = [(zero, zero); R];
+            for r in 0..R {
+                let offset = offset(x.add(r * t.x_stride * QUANT_BLOCK));
+                offsets[r] = (offset, offset);
+            }
             for p in 0..P {
                 let step = step.add(p * t.w_stride);
                 let part = step.add(Q6K::PARTS + (first + half) * Q6K::PART);
-                let dots = dot_part::<R>(t, x, part);
                 let scales = pairs(step.add(Q6K::SCALES + (first + half) * LANES));
+                let dots = dot_part(t, x, part, offsets);
                 for r in 0..R {
                     let low = _mm256_madd_epi16(dots[r].0, scales.0);
                     let high = _mm256_madd_epi16(dots[r].1, scales.1);
@@ -143,48 +149,80 @@ unsafe fn six_bits<const R: usize, const P: usize>(
     }
 }
 
-/// Sums over 16 of K, two of 16 bits in every lane of 32.
+/// Adds the sums over 16 of K to `acc`, two of 16 bits in every lane of 32.
 ///
 /// # Safety
 /// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for a part.
 #[inline(always)]
-unsafe fn dot_part<const R: usize>(t: &QuantTile, x: *const i8, part: *const u8) -> [Sums; R] {
-    // SAFETY: reads the 192 bytes of a part and 16 integers a row.
+unsafe fn dot_part<const R: usize>(
+    t: &QuantTile,
+    x: *const i8,
+    part: *const u8,
+    mut acc: [Sums; R],
+) -> [Sums; R] {
+    // SAFETY: reads the 192 bytes of a part, and 16 integers a row.
     unsafe {
-        let (zero, offset) = (_mm256_setzero_si256(), _mm256_set1_epi8(32));
-        let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
-        let part = part.cast::<__m256i>();
-        let mut acc = [(zero, zero); R];
-        for column in 0..2 {
-            let nibbles = [0, 2].map(|at| _mm256_loadu_si256(part.add(at + column)));
-            let bits = _mm256_loadu_si256(part.add(4 + column));
-            // The two bits of each four of K where they belong, above a nibble.
-            let bits = [
-                _mm256_slli_epi16::<4>(bits),
-                _mm256_slli_epi16::<2>(bits),
-                bits,
-                _mm256_srli_epi16::<2>(bits),
-            ];
-            for quad in 0..4 {
-                let nibble = match quad % 2 {
-                    0 => nibbles[quad / 2],
-                    _ => _mm256_srli_epi16::<4>(nibbles[quad / 2]),
-                };
-                let nibble = _mm256_and_si256(nibble, low);
-                let q = _mm256_or_si256(nibble, _mm256_and_si256(bits[quad], high));
-                let q = _mm256_sub_epi8(q, offset);
-                let magnitude = _mm256_abs_epi8(q);
-                for r in 0..R {
-                    let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK + 4 * quad));
-                    let product = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
-                    match column {
-                        0 => acc[r].0 = _mm256_add_epi16(acc[r].0, product),
-                        _ => acc[r].1 = _mm256_add_epi16(acc[r].1, product),
-                    }
-                }
-            }
-        }
+        let load = |at: usize| {
+            let p = part.add(at).cast::<__m256i>();
+            (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1)))
+        };
+        // The two bits of each four of K go to where they belong, above a nibble.
+        let (nibbles, bits) = (load(0), load(Q6K::HIGH));
+        dot_quad(t, x, nibbles, both(bits, |x| _mm256_slli_epi16::<4>(x)), &mut acc);
+        let nibbles = both(nibbles, |x| _mm256_srli_epi16::<4>(x));
+        dot_quad(t, x.add(4), nibbles, both(bits, |x| _mm256_slli_epi16::<2>(x)), &mut acc);
+        let nibbles = load(4 * LANES);
+        dot_quad(t, x.add(8), nibbles, bits, &mut acc);
+        let nibbles = both(nibbles, |x| _mm256_srli_epi16::<4>(x));
+        dot_quad(t, x.add(12), nibbles, both(bits, |x| _mm256_srli_epi16::<2>(x)), &mut acc);
         acc
+    }
+}
+
+#[inline(always)]
+fn both(x: Sums, f: impl Fn(__m256i) -> __m256i) -> Sums {
+    (f(x.0), f(x.1))
+}
+
+/// -32 times 16 integers, summed as [`dot_part`] sums products.
+///
+/// # Safety
+/// AVX2, and 16 readable bytes.
+#[inline(always)]
+unsafe fn offset(x: *const i8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm256_broadcastsi128_si256(_mm_loadu_si128(x.cast()));
+        let quads = _mm256_maddubs_epi16(_mm256_set1_epi8(32), x);
+        let pairs = _mm256_add_epi16(quads, _mm256_shuffle_epi32::<0b01_00_11_10>(quads));
+        let all = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        _mm256_sub_epi16(_mm256_setzero_si256(), all)
+    }
+}
+
+/// Adds the products of four of K: integers with bits 0..4 of `nibbles` and bits 4..6 of `bits`.
+///
+/// # Safety
+/// AVX2; `x` is valid for 4 integers a row at the tile's stride.
+#[inline(always)]
+unsafe fn dot_quad<const R: usize>(
+    t: &QuantTile,
+    x: *const i8,
+    nibbles: Sums,
+    bits: Sums,
+    acc: &mut [Sums; R],
+) {
+    // SAFETY: reads 4 integers a row.
+    unsafe {
+        let low = both(nibbles, |x| _mm256_and_si256(x, _mm256_set1_epi8(15)));
+        let high = both(bits, |x| _mm256_and_si256(x, _mm256_set1_epi8(0x30)));
+        let q = (_mm256_or_si256(low.0, high.0), _mm256_or_si256(low.1, high.1));
+        for r in 0..R {
+            let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK));
+            let acc = &mut acc[r];
+            acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(q.0, x));
+            acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(q.1, x));
+        }
     }
 }
 

@@ -12,6 +12,11 @@ fn exercise(path: &Path) -> Result<()> {
     let checkpoint = open(path)?;
     for tensor in checkpoint.tensors() {
         let _ = checkpoint.read_vec(&tensor.name, tensor.elements() as usize);
+        let Ok(reader) = checkpoint.reader(&tensor.name) else { continue };
+        let (rows, cols) = reader.shape();
+        if let Some((weights, bytes)) = reader.blocks().map(StoredType::block) {
+            let _ = reader.read_blocks(0, &mut vec![0; rows * (cols / weights * bytes)]);
+        }
     }
     Ok(())
 }

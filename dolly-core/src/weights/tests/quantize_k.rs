@@ -32,8 +32,8 @@ fn error(a: &[f32], b: &[f32]) -> f64 {
     (squares.sum::<f64>() / a.len() as f64).sqrt()
 }
 
-/// Measured on normal weights: Q4_0 0.0855, Q4_K 0.0733, Q6_K 0.0179, Q8_0 0.0054. With an offset,
-/// as an asymmetric format is made for, Q4_K does not suffer.
+/// Measured on normal weights: Q4_0 0.0848, Q4_K 0.0726, Q6_K 0.0186, Q8_0 0.0053. An offset, which
+/// an asymmetric format is made for, costs Q4_K little.
 #[test]
 fn errors_lie_between_the_other_formats() {
     let weights = normals(1, 1 << 16);
@@ -48,7 +48,8 @@ fn errors_lie_between_the_other_formats() {
     assert!(found < 1.2 * q4_k, "{found}");
 }
 
-/// candle ports ggml's search (of more candidates, iterated).
+/// candle ports a search of ggml's: measured 0.0730 against its 0.0741 (Q4_K), 0.0187 against 0.0182
+/// (Q6_K).
 #[cfg(feature = "candle")]
 #[test]
 fn errors_are_near_those_of_candles_search() {
@@ -61,7 +62,7 @@ fn errors_are_near_those_of_candles_search() {
         let theirs = error(&weights, &theirs.flatten_all().unwrap().to_vec1().unwrap());
         let ours = error(&weights, &back(stored, &weights));
         println!("{stored:?}: {ours:.5}, candle {theirs:.5}");
-        assert!(ours < 1.06 * theirs, "{stored:?}: {ours}, candle {theirs}");
+        assert!(ours < 1.04 * theirs, "{stored:?}: {ours}, candle {theirs}");
     }
 }
 
