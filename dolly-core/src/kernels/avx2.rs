@@ -7,6 +7,28 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(pub(super) __m256, pub(super) __m256);
 
+/// Turns four rows of 8 floats into columns: 0 to 3 in the lower halves, 4 to 7 in the upper. Not a
+/// closure: those may end up in a function without the features.
+///
+/// # Safety
+/// AVX2, and every row is readable for 8 floats.
+#[inline(always)]
+unsafe fn four(rows: [*const f32; 4]) -> [__m256; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (r0, r1) = (_mm256_loadu_ps(rows[0]), _mm256_loadu_ps(rows[1]));
+        let (r2, r3) = (_mm256_loadu_ps(rows[2]), _mm256_loadu_ps(rows[3]));
+        let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
+        let (c, d) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+        [
+            _mm256_shuffle_ps::<0x44>(a, c),
+            _mm256_shuffle_ps::<0xee>(a, c),
+            _mm256_shuffle_ps::<0x44>(b, d),
+            _mm256_shuffle_ps::<0xee>(b, d),
+        ]
+    }
+}
+
 /// Runs intrinsics that need only the features every value of [`Avx2`] proves.
 macro_rules! proven {
     ($($body:tt)*) => {{
@@ -90,22 +112,8 @@ impl Vector for Avx2 {
     unsafe fn transpose(rows: &[*const f32; 8], to: *mut f32, stride: usize) {
         // SAFETY: the caller proves the CPU's features, the rows and the room.
         unsafe {
-            let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(rows[i]));
-            // Columns of four rows in each half of a register, then of all eight.
-            let four = |i: usize| {
-                let (a, b) =
-                    (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
-                let i = i + 2;
-                let (c, d) =
-                    (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
-                [
-                    _mm256_shuffle_ps::<0x44>(a, c),
-                    _mm256_shuffle_ps::<0xee>(a, c),
-                    _mm256_shuffle_ps::<0x44>(b, d),
-                    _mm256_shuffle_ps::<0xee>(b, d),
-                ]
-            };
-            let (upper, lower) = (four(0), four(4));
+            let [a, b, c, d, e, f, g, h] = *rows;
+            let (upper, lower) = (four([a, b, c, d]), four([e, f, g, h]));
             for s in 0..4 {
                 let column = _mm256_permute2f128_ps::<0x20>(upper[s], lower[s]);
                 _mm256_storeu_ps(to.add(s * stride), column);
