@@ -176,7 +176,8 @@ fn extreme_integers_do_not_saturate() {
                     }
                 }
                 // 127 steps of either sign, in four patterns; the scale is 1.
-                let sign = |k: usize| if [0, k, k / 4, 1][signs] % 2 == 0 { 127.0 } else { -127.0 };
+                let odd = |k: usize| [0, k, k / 4, 1][signs] % 2;
+                let sign = |k: usize| [127.0, -127.0][odd(k)];
                 let x: Vec<f32> = (0..3 * 512).map(sign).collect();
                 check(layout, &source, &x, 3, true);
             }
