@@ -300,7 +300,7 @@ impl HeadCopy<'_> {
         let mut done = 0;
         while done < tokens {
             let (to, from) = (place(start + done), place(at + done));
-            let whole = (start + done) % LANES == 0 && (at + done) % LANES == 0;
+            let whole = (start + done).is_multiple_of(LANES) && (at + done).is_multiple_of(LANES);
             if whole && tokens - done >= LANES {
                 self.copy(to, from, LANES * dim * element);
                 done += LANES;

@@ -174,7 +174,7 @@ fn a_load_that_ends_early_leaves_nothing() {
     let checkpoint = place.open(WeightFormat::F32);
     place.results(&checkpoint, WeightFormat::F32).unwrap();
     drop(checkpoint);
-    assert_eq!(place.files(), [PathBuf::new(); 0]);
+    assert!(place.files().is_empty());
 }
 
 #[test]

@@ -66,6 +66,7 @@ fn try_train(
 
 /// Not a test of its own: what is run in another process, to be killed or to run out of disk.
 #[test]
+#[allow(clippy::exit, reason = "a status that is not that of a failed test")]
 fn child() {
     let Some(directory) = kill::directory() else { return };
     let (base, case) = (std::env::var(BASE).unwrap(), std::env::var(CASE).unwrap());
