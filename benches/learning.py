@@ -73,10 +73,12 @@ def batch_of(rows):
 
 
 def loss_of(model, rows, reduction="mean"):
-    """Right padding needs no mask under causal attention."""
+    """Right padding needs no mask under causal attention; logits are made for predicted tokens alone."""
     ids, labels = batch_of(rows)
-    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction=reduction)
+    hidden, labels = model.gpt_neox(input_ids=ids).last_hidden_state[:, :-1], labels[:, 1:]
+    predicted = labels != -100
+    logits = model.get_output_embeddings()(hidden[predicted])
+    return torch.nn.functional.cross_entropy(logits, labels[predicted], reduction=reduction)
 
 
 @torch.no_grad()

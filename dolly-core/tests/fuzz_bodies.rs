@@ -174,6 +174,11 @@ fn adapter() {
 }
 
 #[test]
+fn packed() {
+    torment(bodies::packed, &[bodies::packed_index()]);
+}
+
+#[test]
 fn resume() {
     for (kind, file) in bodies::run_files().iter().enumerate() {
         torment(bodies::resume, &[[&[kind as u8], file.as_slice()].concat()]);

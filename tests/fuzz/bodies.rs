@@ -151,12 +151,7 @@ pub fn adapter(data: &[u8]) -> bool {
         assert_eq!(layer.a.len() % layer.rank, 0, "{}", layer.module);
         assert_eq!(layer.b.len() % layer.rank, 0, "{}", layer.module);
     }
-    let (base, standard) =
-        (tempfile::tempdir().unwrap(), root().join("tests/golden/parity/standard"));
-    for name in ["config.json", "model.safetensors"] {
-        put(base.path(), name, &std::fs::read(standard.join(name)).unwrap());
-    }
-    put(base.path(), "tokenizer.json", TOKENIZER.as_bytes());
+    let base = standard_model();
     let builder = Pipeline::builder(base.path().to_string_lossy()).memory_limit(MEMORY).threads(1);
     builder.adapter(directory.path()).build().and_then(|pipe| pipe.logits(&[0, 1])).is_ok()
 }
@@ -182,6 +177,89 @@ pub fn resume(data: &[u8]) -> bool {
         put(&place, MANIFEST, manifest.to_string().as_bytes());
     }
     train(directory.path()).is_ok()
+}
+
+/// The index of a file of packed weights, otherwise right: the model is the same whatever it says.
+pub fn packed(data: &[u8]) -> bool {
+    let model = packed_model();
+    let index = String::from_utf8_lossy(data).replace(SOURCE, &model.source).into_bytes();
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = model.data.clone();
+    file.extend(&index);
+    file.extend((model.data.len() as u64).to_le_bytes());
+    file.extend((index.len() as u64).to_le_bytes());
+    file.extend(crc32fast::hash(&index).to_le_bytes());
+    file.extend(&model.end);
+    let path = put(directory.path(), &model.name, &file);
+    assert_eq!(model.logits(directory.path()), model.expected);
+    // One that was not taken has been made anew.
+    std::fs::read(path).unwrap() == file
+}
+
+/// Stands for the identity of the model's files in an index to be tried.
+const SOURCE: &str = "SOURCE";
+
+/// A genuine index, with [`SOURCE`].
+pub fn packed_index() -> Vec<u8> {
+    packed_model().index.clone().into_bytes()
+}
+
+struct PackedModel {
+    base: tempfile::TempDir,
+    name: String,
+    data: Vec<u8>,
+    index: String,
+    source: String,
+    /// Version and magic.
+    end: Vec<u8>,
+    expected: Vec<u32>,
+}
+
+impl PackedModel {
+    fn logits(&self, packed: &Path) -> Vec<u32> {
+        let builder = Pipeline::builder(self.base.path().to_string_lossy()).memory_limit(MEMORY);
+        let pipe = builder.threads(1).packed_weights(packed).build().unwrap();
+        pipe.logits(&[0, 1]).unwrap().iter().map(|x| x.to_bits()).collect()
+    }
+}
+
+fn packed_model() -> &'static PackedModel {
+    static MODEL: OnceLock<PackedModel> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let packed = tempfile::tempdir().unwrap();
+        let mut model = PackedModel {
+            base: standard_model(),
+            name: String::new(),
+            data: Vec::new(),
+            index: String::new(),
+            source: String::new(),
+            end: Vec::new(),
+            expected: Vec::new(),
+        };
+        model.expected = model.logits(packed.path());
+        let path = std::fs::read_dir(packed.path()).unwrap().next().unwrap().unwrap().path();
+        let mut file = std::fs::read(&path).unwrap();
+        model.name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let footer = file.split_off(file.len() - 32);
+        model.end = footer[20..].to_vec();
+        let place = u64::from_le_bytes(footer[..8].try_into().unwrap());
+        let index = String::from_utf8(file.split_off(place as usize)).unwrap();
+        model.source = index.split('"').nth(3).unwrap().to_owned();
+        model.index = index.replace(&model.source, SOURCE);
+        model.data = file;
+        model
+    })
+}
+
+/// A model of the golden files, with a tokenizer.
+fn standard_model() -> tempfile::TempDir {
+    let (base, standard) =
+        (tempfile::tempdir().unwrap(), root().join("tests/golden/parity/standard"));
+    for name in ["config.json", "model.safetensors"] {
+        put(base.path(), name, &std::fs::read(standard.join(name)).unwrap());
+    }
+    put(base.path(), "tokenizer.json", TOKENIZER.as_bytes());
+    base
 }
 
 const MANIFEST: &str = "manifest.json";

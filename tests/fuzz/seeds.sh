@@ -32,6 +32,8 @@ seed parquet $golden/dataset/*.parquet
 mkdir -p corpus/jsonl corpus/csv corpus/resume
 printf '{"instruction": "Name a colour.", "context": "", "response": "Blue.", "category": "open_qa"}\n\n' > corpus/jsonl/rows
 printf 'instruction,context,response,category\r\n"a ""b""\r\nc",,d,open_qa\r\n' > corpus/csv/rows
+mkdir -p corpus/packed
+printf '{"source":"SOURCE","entries":[{"tensor":"gpt_neox.embed_in.weight","layout":"rows F32","offset":0,"pieces":2,"piece_bytes":128}]}' > corpus/packed/index
 # The first byte says which file of the checkpoint the rest is.
 printf '\0{"format":1,"step":1,"files":[{"name":"state.json","bytes":2,"sha256":""}]}' > corpus/resume/manifest
 printf '\1{"format":1,"step":1,"epoch":1,"row":0,"seed":42,"options":{},"base":"","data":"","best":null,"best_saved":null,"evaluations_since_best":0}' > corpus/resume/state
