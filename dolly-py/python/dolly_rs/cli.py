@@ -40,6 +40,8 @@ _LOAD = (
     "packed_weights",
 )
 
+_DTYPES = "auto f32 f16 bf16 q8_0 q4_0 q4_k q6_k"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
@@ -120,7 +122,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("model", help="hub id, directory, .gguf file or dolly-nano")
     parser.add_argument("output", help="the directory (safetensors) or file (gguf) to write")
     parser.add_argument("--to", choices=("gguf", "safetensors"), help="else by the output's name")
-    parser.add_argument("--dtype", "--format", default="auto", help="auto f32 f16 bf16 q8_0 q4_0 q4_k q6_k")
+    parser.add_argument("--dtype", "--format", default="auto", help=_DTYPES)
     parser.add_argument("--adapter", metavar="DIR", help="a low-rank adapter to merge in")
     parser.set_defaults(command=_convert)
 
@@ -128,7 +130,7 @@ def _add_convert(commands: Any) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="dolly-nano", help="hub id, directory or .gguf file")
-    group.add_argument("--dtype", "--format", default="auto", help="auto f32 f16 bf16 q8_0 q4_0 q4_k q6_k")
+    group.add_argument("--dtype", "--format", default="auto", help=_DTYPES)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--threads", type=int, help="one per core unless given")
     group.add_argument("--context-length", type=int, help="longest sequence in tokens")
