@@ -23,8 +23,8 @@ pub fn all(root: &Path, in_full: bool) -> Outcome {
     readme::check(root, &venv, &libraries)?;
     if in_full {
         long::crashes(root)?;
-        long::kernels(root)?;
         long::fuzz(root)?;
+        long::kernels(root)?;
     }
     Ok(())
 }
