@@ -552,6 +552,15 @@ dolly_status dolly_loader_set_max_batch(dolly_loader *loader,
                                         dolly_error **error);
 
 /**
+ * How keys and values of running sequences are held: "f32", "f16" or "q8_0"; "f32" with weights
+ * in f32, else "f16", unless set.
+ */
+dolly_status dolly_loader_set_kv_cache(dolly_loader *loader,
+                                       const char *format,
+                                       size_t format_len,
+                                       dolly_error **error);
+
+/**
  * Bytes for the cache rows of prompts that were read, from which requests that begin alike copy;
  * 0 is off; a sixteenth of the weights, at least 64 MiB, unless set. Results do not depend on it.
  */
@@ -592,6 +601,18 @@ dolly_status dolly_loader_set_adapter(dolly_loader *loader,
                                       const char *directory,
                                       size_t directory_len,
                                       dolly_error **error);
+
+/**
+ * A directory for packed weights: the first load of a model in a format leaves a file there, as
+ * large as the weights in memory, and later loads read that instead of converting.
+ *
+ * It is checked against the model's files, and must be as trusted as they are. A directory that
+ * cannot be written to is no error.
+ */
+dolly_status dolly_loader_set_packed_weights(dolly_loader *loader,
+                                             const char *directory,
+                                             size_t directory_len,
+                                             dolly_error **error);
 
 /**
  * A callback for the progress of loading; NULL takes it away. user_data is given back to it.
