@@ -178,8 +178,8 @@ fn complete(pipe: &Pipeline, ids: &[u32], tokens: usize) -> Generation {
 fn the_budget_is_kept_and_the_least_recently_used_goes() {
     let (_directory, off) = golden_pipeline(0);
     let row = off.memory().cache_per_token;
-    // A prompt of 21 ids keeps 20 rows, and four bytes for each of their ids.
-    let one = 20 * (row + 4);
+    // A prompt of 21 ids keeps 20 rows in room for 32, and four bytes for each of their ids.
+    let one = 32 * row + 20 * 4;
     let (_directory, pipe) = golden_pipeline(2 * one + row);
     let [a, b, c] = [3u32, 5, 7].map(|first| (first..first + 21).collect::<Vec<_>>());
     let cached = |ids: &[u32]| {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dolly_core::Pipeline;
+use dolly_core::{CacheFormat, Pipeline};
 use safetensors::SafeTensors;
 
 /// The repository's `tests/golden`.
@@ -93,10 +93,11 @@ pub fn goldens_in(directory: &Path) -> Vec<Golden> {
 }
 
 /// Loads golden configuration `name`; on the candle reference when asked.
+/// Keys and values in f32, as the golden files have them.
 pub fn parity_pipeline(name: &str, reference: bool) -> Pipeline {
     let directory = parity_model(name);
     let id = directory.path().to_str().unwrap().to_owned();
-    Pipeline::builder(id).reference(reference).build().unwrap()
+    Pipeline::builder(id).kv_cache(CacheFormat::F32).reference(reference).build().unwrap()
 }
 
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
