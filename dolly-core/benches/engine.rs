@@ -7,7 +7,7 @@
 //! ```
 //!
 //! SHAPE is `160m`, `410m` (Pythia's), `3b` (dolly-v2-3b's) or `tiny`; MEASURE is one of
-//! [`MEASURES`]. `python benches/engine` runs this beside its peers. What is measured, prompts
+//! [`MEASURES`] or of [`OWN`]. `python benches/engine` runs the former beside its peers. What is measured, prompts
 //! included, is the same there (`benches/engine/peers.py`): a change here is one there.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -23,6 +23,10 @@ use serde_json::{Value, json};
 
 const VOCABULARY: usize = 50_280;
 const MEASURES: [&str; 5] = ["prefill", "first", "decode", "batch8", "load"];
+/// Measures without a peer: tokens a second of a prompt as long as the context; time to the first
+/// token where 600 tokens of a prompt were read before, as a share of that where none were; loading
+/// from packed weights, which are kept in the model's directory.
+const OWN: [&str; 3] = ["prefill2047", "cached600", "load_packed"];
 
 fn config(shape: &str) -> Value {
     let (hidden, layers, heads) = match shape {
@@ -174,16 +178,35 @@ fn sample(pipe: &Pipeline, prompts: &mut Prompts, measure: &str) -> f64 {
         "first" => 1e3 * seconds(pipe, &[prompts.next(64)], 1),
         "decode" => decode_rate(pipe, prompts, 1, 128),
         "batch8" => decode_rate(pipe, prompts, 8, 64),
-        other => panic!("measure {other}: one of {MEASURES:?}"),
+        "prefill2047" => 2047.0 / seconds(pipe, &[prompts.next(2047)], 1),
+        "cached600" => {
+            let [shared, first, second] = [600, 10, 10].map(|tokens| prompts.next(tokens));
+            let cold = seconds(pipe, &[[shared.clone(), first].concat()], 1);
+            seconds(pipe, &[[shared, second].concat()], 1) / cold
+        }
+        other => panic!("measure {other}: one of {MEASURES:?} or {OWN:?}"),
     }
 }
 
 fn run(model: &str, format: WeightFormat, measure: &str, threads: usize, repeats: usize) -> Value {
-    assert!(MEASURES.contains(&measure), "measure {measure}: one of {MEASURES:?}");
+    let known = MEASURES.contains(&measure) || OWN.contains(&measure);
+    assert!(known, "measure {measure}: one of {MEASURES:?} or {OWN:?}");
     let mut prompts = Prompts(0);
+    let builder = || {
+        let builder = Pipeline::builder(model).weights(format).threads(threads);
+        match measure {
+            "load_packed" => builder.packed_weights(Path::new(model).join("packed")),
+            // Room for the prompts of all repeats: what is measured is not what to keep.
+            "cached600" => builder.prefix_cache(1 << 30),
+            _ => builder,
+        }
+    };
+    if measure == "load_packed" {
+        drop(builder().build().unwrap());
+    }
     let start = Instant::now();
-    let pipe = Pipeline::builder(model).weights(format).threads(threads).build().unwrap();
-    let samples: Vec<f64> = if measure == "load" {
+    let pipe = builder().build().unwrap();
+    let samples: Vec<f64> = if measure.starts_with("load") {
         seconds(&pipe, &[prompts.next(64)], 1);
         let loaded = start.elapsed().as_secs_f64();
         // What a short answer adds to the peak.
