@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,28 @@ def test_less_work(chain: Pipe) -> None:
     assert quoted.token_ids == whole.token_ids
     assert quoted.usage.accepted_tokens > 0
     assert chain.memory.prefix_cache > 0
+
+
+@pytest.mark.parametrize(("kv_cache", "share"), [("f32", 1.0), ("f16", 0.5), ("q8_0", 0.25)])
+def test_kv_cache(chain_dir: Path, kv_cache: str, share: float) -> None:
+    with dolly_rs.pipeline(chain_dir, threads=1, kv_cache=kv_cache) as pipe:
+        assert pipe("Say hi.") == [{"generated_text": ANSWER}]
+        # With a scale for each key and value in q8_0.
+        scales = 2 * 4 * tiny.HEADS if kv_cache == "q8_0" else 0
+        assert pipe.memory.cache_per_token == 2 * 4 * tiny.VOCAB * share + scales
+    with pytest.raises(dolly_rs.InvalidArgumentError, match="kv_cache"):
+        dolly_rs.pipeline(chain_dir, kv_cache="q9")
+
+
+def test_packed_weights(chain_dir: Path, tmp_path: Path) -> None:
+    kept = []
+    for _ in range(2):
+        with dolly_rs.pipeline(chain_dir, threads=1, packed_weights=tmp_path / "packed") as pipe:
+            assert pipe("Say hi.") == [{"generated_text": ANSWER}]
+        (file,) = (tmp_path / "packed").iterdir()
+        kept.append((file.name, file.stat().st_ino, file.stat().st_mtime_ns))
+    # The second load found the file and did not make it anew.
+    assert kept[0] == kept[1]
 
 
 def test_config_and_memory(chain: Pipe) -> None:
