@@ -288,6 +288,18 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
+    fn linear_add(
+        &self,
+        x: &Option<Tensor>,
+        linear: &CandleLinear,
+        out: &mut Option<Tensor>,
+    ) -> Result<()> {
+        let mut y = None;
+        self.linear(x, linear, None, &mut y)?;
+        *out = Some((filled(out)? + filled(&y)?)?);
+        Ok(())
+    }
+
     fn attention(
         &self,
         config: &Config,
@@ -305,11 +317,6 @@ impl Backend for CandleBackend {
             parts.push(self.attend(config, rotary, &rows, span, &mut cache.layers[layer])?);
         }
         *out = Some(Tensor::cat(&parts, 0)?);
-        Ok(())
-    }
-
-    fn add(&self, x: &mut Option<Tensor>, y: &Option<Tensor>) -> Result<()> {
-        *x = Some((filled(x)? + filled(y)?)?);
         Ok(())
     }
 

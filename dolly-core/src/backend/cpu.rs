@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::kernels::attention::{self, Heads, KvCache};
 use crate::kernels::embedding::{RowTable, table_bytes};
-use crate::kernels::linear::{Matrix, QuantScratch, linear, matrix_bytes, resize};
+use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear, matrix_bytes, resize};
 use crate::kernels::pack::Layout;
-use crate::kernels::pool::Pool;
+use crate::kernels::pool::{self, Pool};
 use crate::model::{Activation, Config};
 use crate::weights::{RowSource, WeightFormat};
 
@@ -54,7 +54,7 @@ pub struct Activations {
     rows: usize,
     width: usize,
     /// Memory of the operation that writes here.
-    quant: QuantScratch,
+    input: InputScratch,
     scratch: Vec<f32>,
 }
 
@@ -120,7 +120,31 @@ impl CpuBackend {
     fn by_rows(&self, out: &mut Activations, work: impl Fn(usize, &mut [f32]) + Sync) {
         let (rows, width) = (out.rows, out.width);
         let parallel = out.data.len() >= PARALLEL_FROM;
-        crate::kernels::pool::rows(&self.pool, &mut out.data, rows, width, parallel, work);
+        pool::rows(&self.pool, &mut out.data, rows, width, parallel, work);
+    }
+
+    /// The product of a linear layer into `out`, which has its shape.
+    fn product(
+        &self,
+        x: &Activations,
+        layer: &Linear,
+        epilogue: Epilogue,
+        out: &mut Activations,
+    ) -> Result<()> {
+        let inputs = layer.matrix.shape().1;
+        if x.width != inputs {
+            return Err(mismatch("width of a linear layer's input", inputs, x.width));
+        }
+        linear(
+            self.kernels,
+            &self.pool,
+            &layer.matrix,
+            (&x.data, x.rows),
+            layer.bias.as_deref(),
+            epilogue,
+            &mut out.data,
+            &mut out.input,
+        )
     }
 }
 
@@ -170,7 +194,7 @@ impl Backend for CpuBackend {
     }
 
     fn bytes(&self, x: &Activations) -> u64 {
-        4 * (x.data.capacity() + x.scratch.capacity()) as u64 + x.quant.bytes()
+        4 * (x.data.capacity() + x.scratch.capacity()) as u64 + x.input.bytes()
     }
 
     fn load_linear(
@@ -259,29 +283,51 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn layer_norm_pair(
+        &self,
+        x: &Activations,
+        norms: (&Norm, &Norm),
+        out: (&mut Activations, &mut Activations),
+    ) -> Result<()> {
+        let (first, second) = norms;
+        for norm in [first, second] {
+            if norm.weight.len() != x.width {
+                return Err(mismatch("width of a norm's input", norm.weight.len(), x.width));
+            }
+        }
+        if first.eps != second.eps {
+            self.layer_norm(x, first, out.0)?;
+            return self.layer_norm(x, second, out.1);
+        }
+        out.0.reshape(x.rows, x.width)?;
+        out.1.reshape(x.rows, x.width)?;
+        let parallel = x.data.len() >= PARALLEL_FROM;
+        let (sizes, both) = ((x.width, x.width), (&mut *out.0.data, &mut *out.1.data));
+        pool::pieces(&self.pool, both, sizes, x.rows, parallel, |row, a, b| {
+            let x = &x.data[row * x.width..(row + 1) * x.width];
+            let norms = ((&*first.weight, &*first.bias), (&*second.weight, &*second.bias));
+            self.kernels.layer_norm_pair(x, norms, first.eps, (a, b));
+        });
+        Ok(())
+    }
+
     fn linear(
         &self,
         x: &Activations,
-        linear_layer: &Linear,
+        layer: &Linear,
         activation: Option<Activation>,
         out: &mut Activations,
     ) -> Result<()> {
-        let (outputs, inputs) = linear_layer.matrix.shape();
-        if x.width != inputs {
-            return Err(mismatch("width of a linear layer's input", inputs, x.width));
+        out.reshape(x.rows, layer.matrix.shape().0)?;
+        self.product(x, layer, Epilogue { activation, add: false }, out)
+    }
+
+    fn linear_add(&self, x: &Activations, layer: &Linear, out: &mut Activations) -> Result<()> {
+        let outputs = layer.matrix.shape().0;
+        if (out.rows, out.width) != (x.rows, outputs) {
+            return Err(mismatch("values of a sum", x.rows * outputs, out.data.len()));
         }
-        out.reshape(x.rows, outputs)?;
-        linear(
-            self.kernels,
-            &self.pool,
-            &linear_layer.matrix,
-            &x.data,
-            x.rows,
-            linear_layer.bias.as_deref(),
-            activation,
-            &mut out.data,
-            &mut out.quant,
-        )
+        self.product(x, layer, Epilogue { activation: None, add: true }, out)
     }
 
     fn attention(
@@ -313,18 +359,6 @@ impl Backend for CpuBackend {
             &mut out.data,
             &mut out.scratch,
         )
-    }
-
-    fn add(&self, x: &mut Activations, y: &Activations) -> Result<()> {
-        if (x.rows, x.width) != (y.rows, y.width) {
-            return Err(mismatch("values of a sum", x.data.len(), y.data.len()));
-        }
-        let width = x.width;
-        self.by_rows(x, |first, x| {
-            let start = first * width;
-            self.kernels.add(x, &y.data[start..start + x.len()]);
-        });
-        Ok(())
     }
 
     fn select_rows(&self, x: &Activations, rows: &[usize], out: &mut Activations) -> Result<()> {

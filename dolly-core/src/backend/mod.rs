@@ -150,12 +150,29 @@ pub trait Backend: Send + Sync + 'static {
         norm: &Self::Norm,
         out: &mut Self::Activations,
     ) -> Result<()>;
+    /// As [`layer_norm`](Self::layer_norm), of one input by two norms.
+    fn layer_norm_pair(
+        &self,
+        x: &Self::Activations,
+        norms: (&Self::Norm, &Self::Norm),
+        out: (&mut Self::Activations, &mut Self::Activations),
+    ) -> Result<()> {
+        self.layer_norm(x, norms.0, out.0)?;
+        self.layer_norm(x, norms.1, out.1)
+    }
     /// `out[r] = act(weight x[r] + bias)`, the activation where one is given.
     fn linear(
         &self,
         x: &Self::Activations,
         linear: &Self::Linear,
         activation: Option<Activation>,
+        out: &mut Self::Activations,
+    ) -> Result<()>;
+    /// `out[r] += weight x[r] + bias`.
+    fn linear_add(
+        &self,
+        x: &Self::Activations,
+        linear: &Self::Linear,
         out: &mut Self::Activations,
     ) -> Result<()>;
     /// Rotates queries and keys, appends keys and values of `layer` to each span's cache at the
@@ -176,8 +193,6 @@ pub trait Backend: Send + Sync + 'static {
         caches: &mut [&mut Self::Cache],
         out: &mut Self::Activations,
     ) -> Result<()>;
-    /// `x += y`.
-    fn add(&self, x: &mut Self::Activations, y: &Self::Activations) -> Result<()>;
     /// `out[i] = x[rows[i]]`.
     fn select_rows(
         &self,

@@ -56,13 +56,13 @@ impl Format for Q4K {
                 for i in 0..BLOCKS {
                     let b = s * BLOCKS + i;
                     let w = step.add(Self::NIBBLES + i * Self::BLOCK);
-                    let dots = nibbles::<R, P>(t, t.x.add(b * QUANT_BLOCK), w);
+                    let dots = nibbles::<R, P>(t, t.x.add(b * t.group * QUANT_BLOCK), w);
                     for p in 0..P {
                         let step = step.add(p * t.w_stride + i * LANES);
                         let scale = d[p].0.mul(widen(step.add(Self::SCALES)));
                         let min = d[p].1.mul(widen(step.add(Self::MINS)));
                         for r in 0..R {
-                            let at = r * t.x_stride + b;
+                            let at = b * t.group + r;
                             let x_scale = *t.scales.add(at);
                             let below = Avx2::splat(-(x_scale * *t.sums.add(at) as f32));
                             let (low, high) = dots[r][p];
@@ -95,10 +95,10 @@ impl Format for Q6K {
                 }
                 for i in 0..BLOCKS {
                     let b = s * BLOCKS + i;
-                    let sums = six_bits::<R, P>(t, t.x.add(b * QUANT_BLOCK), step, 2 * i);
+                    let sums = six_bits::<R, P>(t, t.x.add(b * t.group * QUANT_BLOCK), step, 2 * i);
                     for p in 0..P {
                         for r in 0..R {
-                            let x_scale = Avx2::splat(*t.scales.add(r * t.x_stride + b));
+                            let x_scale = Avx2::splat(*t.scales.add(b * t.group + r));
                             acc[r][p] = x_scale.mul(d[p]).mul_add(floats(sums[r][p]), acc[r][p]);
                         }
                     }
@@ -112,7 +112,7 @@ impl Format for Q6K {
 /// Scaled integer sums over 32 of K: parts `first` and `first + 1` of a step.
 ///
 /// # Safety
-/// AVX2; `x` is valid for 32 integers a row at the tile's stride, `step` for a step a panel.
+/// AVX2; `x` is valid for 32 integers of each row, `step` for a step a panel.
 #[inline(always)]
 unsafe fn six_bits<const R: usize, const P: usize>(
     t: &QuantTile,
@@ -129,14 +129,14 @@ unsafe fn six_bits<const R: usize, const P: usize>(
             let x = x.add(half * 16);
             let mut offsets = [(zero, zero); R];
             for r in 0..R {
-                let offset = offset(x.add(r * t.x_stride * QUANT_BLOCK));
+                let offset = offset(x.add(r * QUANT_BLOCK));
                 offsets[r] = (offset, offset);
             }
             for p in 0..P {
                 let step = step.add(p * t.w_stride);
                 let part = step.add(Q6K::PARTS + (first + half) * Q6K::PART);
                 let scales = pairs(step.add(Q6K::SCALES + (first + half) * LANES));
-                let dots = dot_part(t, x, part, offsets);
+                let dots = dot_part(x, part, offsets);
                 for r in 0..R {
                     let low = _mm256_madd_epi16(dots[r].0, scales.0);
                     let high = _mm256_madd_epi16(dots[r].1, scales.1);
@@ -152,14 +152,9 @@ unsafe fn six_bits<const R: usize, const P: usize>(
 /// Adds the sums over 16 of K to `acc`, two of 16 bits in every lane of 32.
 ///
 /// # Safety
-/// AVX2; `x` is valid for 16 integers a row at the tile's stride, `part` for a part.
+/// AVX2; `x` is valid for 16 integers of each row, `part` for a part.
 #[inline(always)]
-unsafe fn dot_part<const R: usize>(
-    t: &QuantTile,
-    x: *const i8,
-    part: *const u8,
-    mut acc: [Sums; R],
-) -> [Sums; R] {
+unsafe fn dot_part<const R: usize>(x: *const i8, part: *const u8, mut acc: [Sums; R]) -> [Sums; R] {
     // SAFETY: reads the 192 bytes of a part, and 16 integers a row.
     unsafe {
         let load = |at: usize| {
@@ -168,13 +163,13 @@ unsafe fn dot_part<const R: usize>(
         };
         // The two bits of each four of K go to where they belong, above a nibble.
         let (nibbles, bits) = (load(0), load(Q6K::HIGH));
-        dot_quad(t, x, nibbles, both(bits, |x| _mm256_slli_epi16::<4>(x)), &mut acc);
+        dot_quad(x, nibbles, both(bits, |x| _mm256_slli_epi16::<4>(x)), &mut acc);
         let nibbles = both(nibbles, |x| _mm256_srli_epi16::<4>(x));
-        dot_quad(t, x.add(4), nibbles, both(bits, |x| _mm256_slli_epi16::<2>(x)), &mut acc);
+        dot_quad(x.add(4), nibbles, both(bits, |x| _mm256_slli_epi16::<2>(x)), &mut acc);
         let nibbles = load(4 * LANES);
-        dot_quad(t, x.add(8), nibbles, bits, &mut acc);
+        dot_quad(x.add(8), nibbles, bits, &mut acc);
         let nibbles = both(nibbles, |x| _mm256_srli_epi16::<4>(x));
-        dot_quad(t, x.add(12), nibbles, both(bits, |x| _mm256_srli_epi16::<2>(x)), &mut acc);
+        dot_quad(x.add(12), nibbles, both(bits, |x| _mm256_srli_epi16::<2>(x)), &mut acc);
         acc
     }
 }
@@ -203,22 +198,16 @@ unsafe fn offset(x: *const i8) -> __m256i {
 /// Adds the products of four of K: integers with bits 0..4 of `nibbles` and bits 4..6 of `bits`.
 ///
 /// # Safety
-/// AVX2; `x` is valid for 4 integers a row at the tile's stride.
+/// AVX2; `x` is valid for 4 integers of each row.
 #[inline(always)]
-unsafe fn dot_quad<const R: usize>(
-    t: &QuantTile,
-    x: *const i8,
-    nibbles: Sums,
-    bits: Sums,
-    acc: &mut [Sums; R],
-) {
+unsafe fn dot_quad<const R: usize>(x: *const i8, nibbles: Sums, bits: Sums, acc: &mut [Sums; R]) {
     // SAFETY: reads 4 integers a row.
     unsafe {
         let low = both(nibbles, |x| _mm256_and_si256(x, _mm256_set1_epi8(15)));
         let high = both(bits, |x| _mm256_and_si256(x, _mm256_set1_epi8(0x30)));
         let q = (_mm256_or_si256(low.0, high.0), _mm256_or_si256(low.1, high.1));
         for r in 0..R {
-            let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK));
+            let x = broadcast(x.add(r * QUANT_BLOCK));
             let acc = &mut acc[r];
             acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(q.0, x));
             acc.1 = _mm256_add_epi16(acc.1, _mm256_maddubs_epi16(q.1, x));

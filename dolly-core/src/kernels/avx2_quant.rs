@@ -39,7 +39,7 @@ impl Block for Q8_0 {
                     let (w0, w1) = (_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1)));
                     let (abs0, abs1) = (_mm256_abs_epi8(w0), _mm256_abs_epi8(w1));
                     for r in 0..R {
-                        let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK + 4 * k));
+                        let x = broadcast(x.add(r * QUANT_BLOCK + 4 * k));
                         let p0 = _mm256_maddubs_epi16(abs0, _mm256_sign_epi8(x, w0));
                         let p1 = _mm256_maddubs_epi16(abs1, _mm256_sign_epi8(x, w1));
                         let acc = &mut acc[r][p];
@@ -70,7 +70,7 @@ impl Block for Q4_0 {
             let ones = _mm256_set1_epi16(1);
             let mut acc = nibbles::<R, P>(t, x, w.add(2 * LANES));
             for r in 0..R {
-                let offset = _mm256_set1_epi32(8 * *sums.add(r * t.x_stride));
+                let offset = _mm256_set1_epi32(8 * *sums.add(r));
                 for p in 0..P {
                     let acc = &mut acc[r][p];
                     acc.0 = _mm256_sub_epi32(_mm256_madd_epi16(acc.0, ones), offset);
@@ -86,7 +86,7 @@ impl Block for Q4_0 {
 /// of 32.
 ///
 /// # Safety
-/// AVX2; `x` is valid for 32 integers a row at the tile's stride, `w` for 256 bytes a panel.
+/// AVX2; `x` is valid for one block of `R` rows, `w` for 256 bytes a panel.
 #[inline(always)]
 pub(super) unsafe fn nibbles<const R: usize, const P: usize>(
     t: &QuantTile,
@@ -106,7 +106,7 @@ pub(super) unsafe fn nibbles<const R: usize, const P: usize>(
                 let h0 = _mm256_and_si256(_mm256_srli_epi16::<4>(w0), low);
                 let h1 = _mm256_and_si256(_mm256_srli_epi16::<4>(w1), low);
                 for r in 0..R {
-                    let x = x.add(r * t.x_stride * QUANT_BLOCK + 4 * k);
+                    let x = x.add(r * QUANT_BLOCK + 4 * k);
                     let (xl, xh) = (broadcast(x), broadcast(x.add(QUANT_BLOCK / 2)));
                     let acc = &mut acc[r][p];
                     acc.0 = _mm256_add_epi16(acc.0, _mm256_maddubs_epi16(l0, xl));
@@ -170,7 +170,7 @@ pub(super) unsafe fn tile_q4_0(t: &QuantTile) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
     let blocks = row.integers.as_chunks_mut::<QUANT_BLOCK>().0;
-    let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums);
+    let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums).step_by(row.group);
     let mut filled = [0.0; QUANT_BLOCK];
     for (part, ((q, scale), sum)) in x.chunks(QUANT_BLOCK).zip(outputs) {
         let block = match part.first_chunk::<QUANT_BLOCK>() {

@@ -31,13 +31,13 @@ impl Block for Q8_0 {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
         unsafe {
             let offset = _mm512_set1_epi8(-128);
-            let mut acc = start::<R, P>(t, sums, -128);
+            let mut acc = start::<R, P>(sums, -128);
             for k in 0..QUADS {
                 for p in 0..P {
                     let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES);
                     let w = _mm512_xor_si512(_mm512_loadu_si512(w.cast()), offset);
                     for r in 0..R {
-                        let x = broadcast(x.add(r * t.x_stride * QUANT_BLOCK + 4 * k));
+                        let x = broadcast(x.add(r * QUANT_BLOCK + 4 * k));
                         acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], w, x);
                     }
                 }
@@ -62,7 +62,7 @@ impl Block for Q4_0 {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
         unsafe {
             let nibble = _mm512_set1_epi8(15);
-            let mut acc = start::<R, P>(t, sums, -8);
+            let mut acc = start::<R, P>(sums, -8);
             for k in 0..QUADS / 2 {
                 for p in 0..P {
                     let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES);
@@ -70,7 +70,7 @@ impl Block for Q4_0 {
                     let low = _mm512_and_si512(w, nibble);
                     let high = _mm512_and_si512(_mm512_srli_epi16::<4>(w), nibble);
                     for r in 0..R {
-                        let x = x.add(r * t.x_stride * QUANT_BLOCK + 4 * k);
+                        let x = x.add(r * QUANT_BLOCK + 4 * k);
                         let sum = _mm512_dpbusd_epi32(acc[r][p], low, broadcast(x));
                         let x = broadcast(x.add(QUANT_BLOCK / 2));
                         acc[r][p] = _mm512_dpbusd_epi32(sum, high, x);
@@ -85,10 +85,9 @@ impl Block for Q4_0 {
 /// `factor` times the sum of the block's integers in each row.
 ///
 /// # Safety
-/// AVX-512 F; a sum a row at the tile's stride.
+/// AVX-512 F; a sum of each row.
 #[inline(always)]
 unsafe fn start<const R: usize, const P: usize>(
-    t: &QuantTile,
     sums: *const i32,
     factor: i32,
 ) -> [[__m512i; P]; R] {
@@ -96,7 +95,7 @@ unsafe fn start<const R: usize, const P: usize>(
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); P]; R];
         for r in 0..R {
-            acc[r] = [_mm512_set1_epi32(factor * *sums.add(r * t.x_stride)); P];
+            acc[r] = [_mm512_set1_epi32(factor * *sums.add(r)); P];
         }
         acc
     }

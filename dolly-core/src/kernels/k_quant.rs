@@ -134,7 +134,7 @@ unsafe fn for_each_step<const BYTES: usize>(
                 for s in 0..t.blocks / BLOCKS {
                     let w = &*t.w.add(p * t.w_stride + s * BYTES).cast::<[u8; BYTES]>();
                     let blocks = std::array::from_fn(|i| {
-                        let at = r * t.x_stride + s * BLOCKS + i;
+                        let at = (s * BLOCKS + i) * t.group + r;
                         let x = &*t.x.add(at * QUANT_BLOCK).cast::<[i8; QUANT_BLOCK]>();
                         Block { x, scale: *t.scales.add(at), sum: *t.sums.add(at) }
                     });

@@ -1,12 +1,13 @@
 //! A linear layer: packed weights, and the loops around the micro-kernels.
 //!
 //! ```text
+//! rows interleaved in groups of 1..MR, or rounded to integers (`input`)
 //! for each unit of up to 8 panels (a thread's share)   weights stream through once a row chunk
 //!   for each chunk of at most 96 rows                  sums (panels, rows, 16) stay in L2
 //!     for each slice of K                              the rows' slice stays in L2
 //!       for each panel                                 the panel's slice stays in L1
-//!         for each 1..MR rows                          micro-kernel: sums in registers
-//!     activation(sum + bias) -> out
+//!         for each group of rows                       micro-kernel: sums in registers
+//!     activation(sum + bias) (+ out) -> out
 //! ```
 //!
 //! One row takes four panels at a time (as many independent sums as the CPU's adders need), two
@@ -18,13 +19,18 @@ use std::mem::MaybeUninit;
 use super::buffer::Buffer;
 use super::pack::{Layout, pack_blocks, pack_panel};
 use super::pool::{Pool, Shared, fill};
-use super::quant::{QUADS, QUANT_BLOCK, QuantTile};
 use super::table::Kernels;
-use super::tile::Tile;
 use super::vector::LANES;
 use crate::error::{Error, Result, try_vec, try_zeroed};
 use crate::model::Activation;
 use crate::weights::RowSource;
+pub(super) use input::Groups;
+pub(crate) use input::InputScratch;
+use input::{Input, MOST_ROWS};
+use product::Call;
+
+mod input;
+mod product;
 
 /// Rows whose sums are kept together.
 const ROW_CHUNK: usize = 96;
@@ -46,20 +52,13 @@ pub(crate) struct Matrix {
     inputs: usize,
 }
 
-/// Integer activations of one call: reused between calls, grown when needed.
-#[derive(Default)]
-pub(crate) struct QuantScratch {
-    integers: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<i32>,
-}
-
-impl QuantScratch {
-    /// Bytes held.
-    pub(crate) fn bytes(&self) -> u64 {
-        let words = self.scales.capacity() + self.sums.capacity();
-        (self.integers.capacity() + 4 * words) as u64
-    }
+/// What happens to a sum on its way out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Epilogue {
+    /// Applied to the sum with its bias.
+    pub activation: Option<Activation>,
+    /// Add to what is there instead of overwriting it.
+    pub add: bool,
 }
 
 /// Grows or shrinks `vec` to `len` zeroed elements without aborting when memory is short.
@@ -133,27 +132,10 @@ impl Matrix {
     }
 }
 
-/// Room for the sums of one unit and chunk; one row's worth of it is touched for one row.
-type Sums = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
-
-/// What a thread needs of one call.
-struct Call<'a> {
-    kernels: Kernels,
-    matrix: &'a Matrix,
-    x: &'a [f32],
-    rows: usize,
-    quant: &'a QuantScratch,
-    bias: Option<&'a [f32]>,
-    activation: Option<Activation>,
-    out: Shared<f32>,
-    /// Panels of a tile.
-    together: usize,
-}
-
-/// `out[r] = activation(matrix x[r] + bias)` for `rows` rows.
+/// `out[r] = activation(matrix x[r] + bias)`, or that added to it, for `rows` rows.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] when the integer activations do not fit.
+/// [`Error::OutOfMemory`] when the rearranged input does not fit.
 ///
 /// # Panics
 /// When `x`, `bias` or `out` do not have the matrix's shape: a defect of the caller.
@@ -162,12 +144,11 @@ pub(crate) fn linear(
     kernels: Kernels,
     pool: &Pool,
     matrix: &Matrix,
-    x: &[f32],
-    rows: usize,
+    (x, rows): (&[f32], usize),
     bias: Option<&[f32]>,
-    activation: Option<Activation>,
+    epilogue: Epilogue,
     out: &mut [f32],
-    quant: &mut QuantScratch,
+    scratch: &mut InputScratch,
 ) -> Result<()> {
     assert_eq!(Some(x.len()), rows.checked_mul(matrix.inputs));
     assert_eq!(Some(out.len()), rows.checked_mul(matrix.outputs));
@@ -175,9 +156,15 @@ pub(crate) fn linear(
     if rows == 0 {
         return Ok(());
     }
-    if matrix.layout.quantized() {
-        quantize(kernels, pool, x, rows, matrix.inputs, quant)?;
+    let (table, quantized) = (kernels.table(), matrix.layout.quantized());
+    let group_rows = if quantized { table.quant_rows } else { table.float_rows };
+    let groups = Groups::new(rows, group_rows);
+    let input = Input { kernels, pool, x, inputs: matrix.inputs, groups };
+    match quantized {
+        true => input.quantize(scratch)?,
+        false => input.interleave(&mut scratch.floats)?,
     }
+    let scratch = &*scratch;
     let panels = matrix.outputs.div_ceil(LANES);
     let together = panels_at_once(kernels, matrix.layout, rows);
     let unit = match rows {
@@ -186,8 +173,21 @@ pub(crate) fn linear(
         _ => (panels / (4 * pool.threads())).clamp(1, UNIT).next_multiple_of(together),
     };
     let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
+    let floats = if rows == 1 { x } else { &scratch.floats };
     let out = Shared::new(out);
-    let call = Call { kernels, matrix, x, rows, quant, bias, activation, out, together };
+    let integers = scratch;
+    let call = Call {
+        kernels,
+        matrix,
+        floats,
+        integers,
+        groups,
+        group_rows,
+        bias,
+        epilogue,
+        out,
+        together,
+    };
     pool.run(panels.div_ceil(unit), work >= PARALLEL_FROM, |_, range| {
         let mut acc = [MaybeUninit::uninit(); UNIT * ROW_CHUNK * LANES];
         for u in range {
@@ -212,196 +212,4 @@ pub(super) fn float_panels(kernels: Kernels, rows: usize) -> usize {
     }
 }
 
-const _: () = assert!(UNIT.is_multiple_of(4));
-
-fn quantize(
-    kernels: Kernels,
-    pool: &Pool,
-    x: &[f32],
-    rows: usize,
-    inputs: usize,
-    quant: &mut QuantScratch,
-) -> Result<()> {
-    let blocks = inputs.div_ceil(QUANT_BLOCK);
-    let all = rows.saturating_mul(blocks);
-    resize(&mut quant.integers, all.saturating_mul(QUANT_BLOCK), "integer activations")?;
-    resize(&mut quant.scales, all, "integer activations")?;
-    resize(&mut quant.sums, all, "integer activations")?;
-    let integers = Shared::new(&mut quant.integers);
-    let (scales, sums) = (Shared::new(&mut quant.scales), Shared::new(&mut quant.sums));
-    pool.run(rows, x.len() >= PARALLEL_FROM, |_, range| {
-        for r in range {
-            // SAFETY: row `r` of each buffer exists and is in this range only.
-            let (integers, scales, sums) = unsafe {
-                use std::slice::from_raw_parts_mut;
-                let at = r * blocks;
-                (
-                    from_raw_parts_mut(integers.get().add(at * QUANT_BLOCK), blocks * QUANT_BLOCK),
-                    from_raw_parts_mut(scales.get().add(at), blocks),
-                    from_raw_parts_mut(sums.get().add(at), blocks),
-                )
-            };
-            kernels.quantize_row(&x[r * inputs..(r + 1) * inputs], integers, scales, sums);
-        }
-    });
-    Ok(())
-}
-
-impl Call<'_> {
-    /// All rows of `count` panels from panel `first` on.
-    fn panels(&self, first: usize, count: usize, acc: &mut Sums) {
-        for start in (0..self.rows).step_by(ROW_CHUNK) {
-            let rows = ROW_CHUNK.min(self.rows - start);
-            let used = &mut acc[..rows * count * LANES];
-            used.fill(MaybeUninit::new(0.0));
-            // SAFETY: filled in the line above.
-            let used = unsafe { used.assume_init_mut() };
-            if self.matrix.layout.quantized() {
-                self.integer_rows(first, count, start, rows, used);
-            } else {
-                self.float_rows(first, count, start, rows, used);
-            }
-            self.finish(first, count, start, rows, used);
-        }
-    }
-
-    fn float_rows(&self, first: usize, count: usize, start: usize, chunk: usize, acc: &mut [f32]) {
-        let (table, layout) = (self.kernels.table(), self.matrix.layout);
-        let inputs = self.matrix.inputs;
-        let direct = chunk <= table.float_rows;
-        // 16-bit weights that serve many rows are widened once, not once a tile: same values.
-        let widen = match layout {
-            Layout::F16 if chunk > 2 * table.float_rows => Some(table.widen_f16),
-            Layout::Bf16 if chunk > 2 * table.float_rows => Some(table.widen_bf16),
-            _ => None,
-        };
-        let mut wide = MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
-        let kernel = match layout {
-            Layout::F16 if widen.is_none() => table.tile_f16,
-            Layout::Bf16 if widen.is_none() => table.tile_bf16,
-            _ => table.tile_f32,
-        };
-        let slice = if direct { inputs.max(1) } else { K_SLICE / self.together };
-        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        let together = self.together;
-        let slices = (0..inputs).step_by(slice);
-        for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
-            let (steps, panels) = (slice.min(inputs - k), together.min(count - p));
-            // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
-            // panels. Rows and panels of each tile exist (`linear` checked the lengths), `acc` holds
-            // count * chunk * 16.
-            unsafe {
-                let mut w_stride = self.matrix.panel_bytes();
-                let mut w = panel.add(p * w_stride + k * layout.step_bytes());
-                if let Some(widen) = widen {
-                    for p in 0..panels {
-                        let to = wide.as_mut_ptr().cast::<f32>().add(p * steps * LANES);
-                        widen(w.add(p * w_stride), to, steps);
-                    }
-                    (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
-                }
-                for_each_tile(chunk, table.float_rows, |row, rows| {
-                    kernel(&Tile {
-                        rows,
-                        panels,
-                        k: steps,
-                        x: self.x.as_ptr().add((start + row) * inputs + k),
-                        x_stride: inputs,
-                        w,
-                        w_stride,
-                        acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
-                        acc_stride: panels * LANES,
-                    });
-                });
-            }
-        }
-    }
-
-    fn integer_rows(
-        &self,
-        first: usize,
-        count: usize,
-        start: usize,
-        chunk: usize,
-        acc: &mut [f32],
-    ) {
-        let (table, layout) = (self.kernels.table(), self.matrix.layout);
-        let blocks = self.matrix.inputs.div_ceil(QUANT_BLOCK);
-        let kernel = match layout {
-            Layout::Q4_0 => table.tile_q4_0,
-            Layout::Q4K => table.tile_q4_k,
-            Layout::Q6K => table.tile_q6_k,
-            _ => table.tile_q8_0,
-        };
-        // Slices are whole steps.
-        let step_blocks = layout.step_columns() / QUANT_BLOCK;
-        let slice =
-            if chunk <= table.quant_rows { blocks.max(1) } else { 2 * K_SLICE / QUANT_BLOCK };
-        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        let together = self.together;
-        let slices = (0..blocks).step_by(slice);
-        for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
-            let panels = together.min(count - p);
-            let w = p * self.matrix.panel_bytes() + b / step_blocks * layout.step_bytes();
-            for_each_tile(chunk, table.quant_rows, |row, rows| {
-                let at = (start + row) * blocks + b;
-                // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
-                // `acc` holds count * chunk * 16.
-                unsafe {
-                    kernel(&QuantTile {
-                        rows,
-                        panels,
-                        blocks: slice.min(blocks - b),
-                        quads: std::hint::black_box(QUADS),
-                        x: self.quant.integers.as_ptr().add(at * QUANT_BLOCK),
-                        scales: self.quant.scales.as_ptr().add(at),
-                        sums: self.quant.sums.as_ptr().add(at),
-                        x_stride: blocks,
-                        w: panel.add(w),
-                        w_stride: self.matrix.panel_bytes(),
-                        acc: acc.as_mut_ptr().add((p * chunk + row * panels) * LANES),
-                    });
-                }
-            });
-        }
-    }
-
-    /// Adds the bias, applies the activation, and writes the columns that exist.
-    fn finish(&self, first: usize, count: usize, start: usize, rows: usize, acc: &[f32]) {
-        let outputs = self.matrix.outputs;
-        let together = self.together;
-        for p in 0..count {
-            let group = p - p % together;
-            let panels = together.min(count - group);
-            let column = (first + p) * LANES;
-            let columns = LANES.min(outputs - column);
-            let mut bias = [0.0; LANES];
-            if let Some(all) = self.bias {
-                bias[..columns].copy_from_slice(&all[column..column + columns]);
-            }
-            for r in 0..rows {
-                let (groups, _) =
-                    acc[(group * rows + r * panels + p - group) * LANES..].as_chunks::<LANES>();
-                let Some(acc) = groups.first() else { continue };
-                // SAFETY: row and columns are inside `out` (`linear` checked its length), and no
-                // other thread has this panel; the table's instructions are there.
-                unsafe {
-                    let to = self.out.get().add((start + r) * outputs + column);
-                    let to = std::slice::from_raw_parts_mut(to, columns);
-                    (self.kernels.table().finish)(acc, &bias, self.activation, to);
-                }
-            }
-        }
-    }
-}
-
-/// Splits `rows` into as few tiles of at most `most` as possible, of nearly even size.
-pub(super) fn for_each_tile(rows: usize, most: usize, mut tile: impl FnMut(usize, usize)) {
-    let tiles = rows.div_ceil(most);
-    let mut row = 0;
-    for i in 0..tiles {
-        let size = (rows - row).div_ceil(tiles - i);
-        tile(row, size);
-        row += size;
-    }
-}
+const _: () = assert!(UNIT.is_multiple_of(4) && ROW_CHUNK >= MOST_ROWS);

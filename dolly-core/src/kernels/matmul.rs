@@ -239,10 +239,10 @@ impl<'a> Product<'a> {
         for k in (0..inner).step_by(K_SLICE) {
             let steps = K_SLICE.min(inner - k);
             let (packed_a, packed_b) = packed.split_at_mut(room_of_a(steps));
-            pack(table.interleave_16, &self.b.flip(), (at.1, size.1), (k, steps), packed_b);
+            pack::<LANES>(table.interleave, &self.b.flip(), (at.1, size.1), (k, steps), packed_b);
             for i in (0..size.0).step_by(A_BLOCK) {
                 let rows = A_BLOCK.min(size.0 - i);
-                pack(table.interleave_6, &self.a, (at.0 + i, rows), (k, steps), packed_a);
+                pack::<ROWS>(table.interleave, &self.a, (at.0 + i, rows), (k, steps), packed_a);
                 let block = Block {
                     a: packed_a,
                     b: packed_b,

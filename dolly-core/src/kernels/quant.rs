@@ -51,7 +51,8 @@ pub(crate) fn quantize_q4_0(block: &[f32; QUANT_BLOCK]) -> (f16, [u8; QUANT_BLOC
     (f32_to_f16(scale), block.map(|x| ((x * inverse + 8.5) as u8).min(15)))
 }
 
-/// One row of activations as integers: `(blocks, 32)`, with a scale and a sum for each block.
+/// One row of activations as integers, with a scale and a sum for each block of 32: the first of
+/// every `group` blocks.
 pub(super) struct QuantRow<'a> {
     /// In [-127, 127]; the last block is filled up with zeros.
     pub integers: &'a mut [i8],
@@ -59,6 +60,8 @@ pub(super) struct QuantRow<'a> {
     pub scales: &'a mut [f32],
     /// Sum of each block's integers.
     pub sums: &'a mut [i32],
+    /// Rows whose blocks lie side by side.
+    pub group: usize,
 }
 
 /// Below this, 1 / scale would overflow; such blocks are zero.
@@ -70,7 +73,7 @@ pub(super) const TINY: f32 = 1e-30;
 /// None needed; unsafe to fit the dispatch table.
 pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
     let blocks = row.integers.as_chunks_mut::<QUANT_BLOCK>().0;
-    let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums);
+    let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums).step_by(row.group);
     for (part, ((q, scale), sum)) in x.chunks(QUANT_BLOCK).zip(outputs) {
         *q = [0; QUANT_BLOCK];
         let most = part.iter().fold(0, |m, x| (x.to_bits() & 0x7fff_ffff).max(m));
@@ -101,14 +104,14 @@ pub(super) struct QuantTile {
     /// [`QUADS`], unknown to the compiler: it would unroll the loop over them, merge the sums of
     /// several steps and run out of registers.
     pub quads: usize,
-    /// Integers of row 0.
+    /// Integers, `(blocks, group, 32)`.
     pub x: *const i8,
-    /// Scales of row 0.
+    /// Scales, `(blocks, group)`.
     pub scales: *const f32,
-    /// Block sums of row 0.
+    /// Sums of the blocks' integers, `(blocks, group)`.
     pub sums: *const i32,
-    /// Blocks from one row to the next: 32 times that in `x`.
-    pub x_stride: usize,
+    /// Rows whose blocks lie side by side: the tile's, or more.
+    pub group: usize,
     /// First step of panel 0.
     pub w: *const u8,
     /// Bytes from one panel to the next.
@@ -128,8 +131,7 @@ pub(super) trait Block {
     /// The sums of integers: exact in f32, being below 2^24.
     ///
     /// # Safety
-    /// As [`Vector::splat`]; `x` and `sums` are valid for `R` rows at the tile's stride, `w` for `P`
-    /// panels.
+    /// As [`Vector::splat`]; `x` and `sums` are valid for one block of `R` rows, `w` for `P` panels.
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
@@ -171,9 +173,9 @@ unsafe fn rows_of(t: &QuantTile, first: usize, rows: usize) -> QuantTile {
     unsafe {
         QuantTile {
             rows,
-            x: t.x.add(first * t.x_stride * QUANT_BLOCK),
-            scales: t.scales.add(first * t.x_stride),
-            sums: t.sums.add(first * t.x_stride),
+            x: t.x.add(first * QUANT_BLOCK),
+            scales: t.scales.add(first),
+            sums: t.sums.add(first),
             acc: t.acc.add(first * t.panels * LANES),
             ..*t
         }
@@ -221,12 +223,12 @@ impl<B: Block> Format for B {
         unsafe {
             let mut acc = load_sums::<B::V, R, P>(t);
             for b in 0..t.blocks {
-                let w = t.w.add(b * B::BYTES);
-                let dots = B::dot::<R, P>(t, t.x.add(b * QUANT_BLOCK), t.sums.add(b), w);
+                let (w, at) = (t.w.add(b * B::BYTES), b * t.group);
+                let dots = B::dot::<R, P>(t, t.x.add(at * QUANT_BLOCK), t.sums.add(at), w);
                 for p in 0..P {
                     let w_scale = B::V::load_f16(w.add(p * t.w_stride));
                     for r in 0..R {
-                        let x_scale = B::V::splat(*t.scales.add(r * t.x_stride + b));
+                        let x_scale = B::V::splat(*t.scales.add(at + r));
                         acc[r][p] = x_scale.mul(w_scale).mul_add(dots[r][p], acc[r][p]);
                     }
                 }
@@ -300,7 +302,7 @@ unsafe fn tile<const BYTES: usize>(t: &QuantTile, dot: Dot) {
             unsafe {
                 let acc = &mut *t.acc.add((r * t.panels + p) * LANES).cast::<[f32; LANES]>();
                 for b in 0..t.blocks {
-                    let at = r * t.x_stride + b;
+                    let at = b * t.group + r;
                     let x = &*t.x.add(at * QUANT_BLOCK).cast::<[i8; QUANT_BLOCK]>();
                     let w = &*t.w.add(p * t.w_stride + b * BYTES).cast::<[u8; BYTES]>();
                     accumulate(acc, *t.scales.add(at), w, dot(&w[2 * LANES..], x, *t.sums.add(at)));

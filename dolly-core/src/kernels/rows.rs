@@ -3,9 +3,9 @@
 //! Rows of any length: whole groups of sixteen, then one group filled up so that the filling
 //! changes nothing. The order of a sum depends on the row's length alone.
 
+use super::linear::Epilogue;
 use super::math::activate;
 use super::vector::{LANES, Vector};
-use crate::model::Activation;
 
 /// Copies up to sixteen values into a group whose other lanes are `fill`.
 #[inline(always)]
@@ -30,6 +30,35 @@ pub(super) unsafe fn layer_norm<V: Vector>(
     eps: f32,
     out: &mut [f32],
 ) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { normalise::<V>(x, statistics::<V>(x, eps), (weight, bias), out) }
+}
+
+/// As [`layer_norm`], of one row by two norms: `(weight, bias)` each.
+///
+/// # Safety
+/// As [`layer_norm`].
+#[inline(always)]
+pub(super) unsafe fn layer_norm_pair<V: Vector>(
+    x: &[f32],
+    norms: ((&[f32], &[f32]), (&[f32], &[f32])),
+    eps: f32,
+    out: (&mut [f32], &mut [f32]),
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        let statistics = statistics::<V>(x, eps);
+        normalise::<V>(x, statistics, norms.0, out.0);
+        normalise::<V>(x, statistics, norms.1, out.1);
+    }
+}
+
+/// Mean of a row, and one over its standard deviation.
+///
+/// # Safety
+/// As [`Vector::splat`].
+#[inline(always)]
+unsafe fn statistics<V: Vector>(x: &[f32], eps: f32) -> (f32, f32) {
     let (groups, tail) = x.as_chunks::<LANES>();
     let count = x.len() as f32;
     // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
@@ -48,7 +77,25 @@ pub(super) unsafe fn layer_norm<V: Vector>(
         let d = V::load(group(tail, mean).as_ptr()).sub(mean_lanes);
         // An empty tail must not meet `inf - inf`.
         let square = if tail.is_empty() { square } else { d.mul_add(d, square) };
-        let scale = V::splat(1.0 / (square.sum() / count + eps).sqrt());
+        (mean, 1.0 / (square.sum() / count + eps).sqrt())
+    }
+}
+
+/// `out = (x - mean) * scale * weight + bias`.
+///
+/// # Safety
+/// As [`layer_norm`].
+#[inline(always)]
+unsafe fn normalise<V: Vector>(
+    x: &[f32],
+    (mean, scale): (f32, f32),
+    (weight, bias): (&[f32], &[f32]),
+    out: &mut [f32],
+) {
+    let (groups, tail) = x.as_chunks::<LANES>();
+    // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
+    unsafe {
+        let (mean_lanes, scale) = (V::splat(mean), V::splat(scale));
         let normalise = |x: V, w: V, b: V| x.sub(mean_lanes).mul(scale).mul_add(w, b);
         let ((w_groups, w_tail), (b_groups, b_tail)) =
             (weight.as_chunks::<LANES>(), bias.as_chunks::<LANES>());
@@ -85,7 +132,8 @@ pub(super) unsafe fn add<V: Vector>(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// `out = act(acc + bias)` for the columns of one panel that exist (`out.len() <= 16`).
+/// `out = act(acc + bias)`, or that added to `out`, for the columns of one panel that exist
+/// (`out.len() <= 16`).
 ///
 /// # Safety
 /// As [`Vector::splat`].
@@ -93,14 +141,17 @@ pub(super) unsafe fn add<V: Vector>(x: &mut [f32], y: &[f32]) {
 pub(super) unsafe fn finish<V: Vector>(
     acc: &[f32; LANES],
     bias: &[f32; LANES],
-    activation: Option<Activation>,
+    epilogue: Epilogue,
     out: &mut [f32],
 ) {
     // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
     unsafe {
         let mut y = V::load(acc.as_ptr()).add(V::load(bias.as_ptr()));
-        if let Some(activation) = activation {
+        if let Some(activation) = epilogue.activation {
             y = activate(y, activation);
+        }
+        if epilogue.add {
+            y = V::load(group(out, 0.0).as_ptr()).add(y);
         }
         match out.as_chunks_mut::<LANES>() {
             ([whole], []) => y.store(whole.as_mut_ptr()),

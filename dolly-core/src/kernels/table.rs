@@ -2,6 +2,7 @@
 
 use super::gradient;
 use super::k_quant;
+use super::linear::Epilogue;
 use super::matmul;
 use super::portable::Portable;
 use super::quant::{self, QuantRow, QuantTile};
@@ -10,6 +11,9 @@ use super::tile::{self, Bf16, F16, F32, I8, Tile};
 use super::vector::{LANES, Vector};
 use crate::error::{Error, Result};
 use crate::model::Activation;
+
+/// Weight and bias of a layer norm.
+pub(crate) type Norm<'a> = (&'a [f32], &'a [f32]);
 
 /// Kernels of one instruction set.
 ///
@@ -39,11 +43,11 @@ pub(super) struct Table {
     pub widen_bf16: unsafe fn(*const u8, *mut f32, usize),
     pub quantize_row: for<'a> unsafe fn(&'a [f32], QuantRow<'a>),
     pub layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
+    pub layer_norm_pair: unsafe fn(&[f32], (Norm<'_>, Norm<'_>), f32, (&mut [f32], &mut [f32])),
     pub add: unsafe fn(&mut [f32], &[f32]),
-    pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Option<Activation>, &mut [f32]),
+    pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Epilogue, &mut [f32]),
     pub matmul_tile: unsafe fn(usize, usize, *const f32, *const f32, *mut f32, usize, bool),
-    pub interleave_6: unsafe fn(&[&[f32]; matmul::ROWS], &mut [[f32; matmul::ROWS]]),
-    pub interleave_16: unsafe fn(&[&[f32]; LANES], &mut [[f32; LANES]]),
+    pub interleave: unsafe fn(&[&[f32]], &mut [f32]),
     pub layer_norm_backward: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]) -> (f32, f32),
     pub layer_norm_weights: unsafe fn(&[f32], &[f32], (f32, f32), &mut [f32], &mut [f32]),
     pub activate: unsafe fn(Activation, &[f32], &mut [f32]),
@@ -69,14 +73,14 @@ macro_rules! table {
                 widen_bf16(from: *const u8, to: *mut f32, n: usize) => tile::widen::<V, Bf16>(from, to, n);
                 layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32])
                     => rows::layer_norm::<V>(x, w, b, eps, out);
+                layer_norm_pair(x: &[f32], norms: (Norm<'_>, Norm<'_>), eps: f32, out: (&mut [f32], &mut [f32]))
+                    => rows::layer_norm_pair::<V>(x, norms, eps, out);
                 add(x: &mut [f32], y: &[f32]) => rows::add::<V>(x, y);
-                finish(acc: &[f32; LANES], bias: &[f32; LANES], act: Option<Activation>, out: &mut [f32])
-                    => rows::finish::<V>(acc, bias, act, out);
+                finish(acc: &[f32; LANES], bias: &[f32; LANES], epilogue: Epilogue, out: &mut [f32])
+                    => rows::finish::<V>(acc, bias, epilogue, out);
                 matmul_tile(panels: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
                     => matmul::tile::<V>(panels, k, a, b, c, stride, keep);
-                interleave_6(rows: &[&[f32]; matmul::ROWS], out: &mut [[f32; matmul::ROWS]])
-                    => matmul::packing::interleave::<V, _>(rows, out);
-                interleave_16(rows: &[&[f32]; LANES], out: &mut [[f32; LANES]]) => matmul::packing::interleave::<V, _>(rows, out);
+                interleave(rows: &[&[f32]], out: &mut [f32]) => matmul::packing::interleave::<V>(rows, out);
                 layer_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> (f32, f32)
                     => gradient::layer_norm::<V>(x, w, eps, dy, dx);
                 layer_norm_weights(x: &[f32], dy: &[f32], stats: (f32, f32), dw: &mut [f32], db: &mut [f32])
@@ -93,8 +97,8 @@ macro_rules! table {
             );
             pub(super) static TABLE: Table = Table {
                 panels: V::PANELS,
-                tile_f32, tile_f16, tile_bf16, tile_i8, widen_f16, widen_bf16, layer_norm, add, finish,
-                matmul_tile, interleave_6, interleave_16, layer_norm_backward, layer_norm_weights, activate, activation_backward,
+                tile_f32, tile_f16, tile_bf16, tile_i8, widen_f16, widen_bf16, layer_norm, layer_norm_pair, add, finish,
+                matmul_tile, interleave, layer_norm_backward, layer_norm_weights, activate, activation_backward,
                 exp_minus, max, scale, dot, softmax_backward,
                 $($field: $value),*
             };
@@ -237,6 +241,21 @@ impl Kernels {
         unsafe { (self.0.layer_norm)(x, w, b, eps, out) }
     }
 
+    /// As [`layer_norm`](Self::layer_norm), of one row by two norms.
+    pub(crate) fn layer_norm_pair(
+        self,
+        x: &[f32],
+        norms: (Norm<'_>, Norm<'_>),
+        eps: f32,
+        out: (&mut [f32], &mut [f32]),
+    ) {
+        for ((w, b), out) in [(norms.0, &out.0), (norms.1, &out.1)] {
+            assert!(w.len() == x.len() && b.len() == x.len() && out.len() == x.len());
+        }
+        // SAFETY: the table's instructions are there; the lengths agree.
+        unsafe { (self.0.layer_norm_pair)(x, norms, eps, out) }
+    }
+
     /// `x += y`.
     pub(crate) fn add(self, x: &mut [f32], y: &[f32]) {
         assert_eq!(x.len(), y.len());
@@ -244,20 +263,23 @@ impl Kernels {
         unsafe { (self.0.add)(x, y) }
     }
 
-    /// Rounds a row of `x.len()` activations to whole blocks of integers.
+    /// Rounds a row of `x.len()` activations to whole blocks of integers: the first of every `group`
+    /// blocks of the outputs.
     pub(crate) fn quantize_row(
         self,
         x: &[f32],
         integers: &mut [i8],
         scales: &mut [f32],
         sums: &mut [i32],
+        group: usize,
     ) {
         let blocks = x.len().div_ceil(quant::QUANT_BLOCK);
-        assert!(integers.len() / quant::QUANT_BLOCK == blocks);
+        let places = integers.len() / quant::QUANT_BLOCK;
+        assert!(places.div_ceil(group) == blocks);
         assert!(integers.len().is_multiple_of(quant::QUANT_BLOCK));
-        assert!(scales.len() == blocks && sums.len() == blocks);
+        assert!(scales.len() == places && sums.len() == places);
         // SAFETY: the table's instructions are there; the lengths agree.
-        unsafe { (self.0.quantize_row)(x, QuantRow { integers, scales, sums }) }
+        unsafe { (self.0.quantize_row)(x, QuantRow { integers, scales, sums, group }) }
     }
 }
 

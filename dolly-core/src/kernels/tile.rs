@@ -24,6 +24,8 @@ pub(super) struct Tile {
     pub x: *const f32,
     /// Floats from one row to the next.
     pub x_stride: usize,
+    /// Floats from one step to the next.
+    pub x_step: usize,
     /// First step of panel 0.
     pub w: *const u8,
     /// Bytes from one panel to the next.
@@ -166,7 +168,7 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
                 w[p] = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
             }
             for r in 0..R {
-                let x = V::splat(*t.x.add(r * t.x_stride + k));
+                let x = V::splat(*t.x.add(r * t.x_stride + k * t.x_step));
                 for p in 0..P {
                     acc[r][p] = x.mul_add(w[p], acc[r][p]);
                 }

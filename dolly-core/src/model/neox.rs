@@ -33,10 +33,12 @@ pub(super) struct Layer<B: Backend> {
 pub struct Workspace<B: Backend> {
     /// The residual stream, `(rows, hidden)`: the result of [`NeoX::forward`].
     residual: B::Activations,
+    /// The input of attention, or of the output layer.
     normed: B::Activations,
+    /// The input of the feed-forward part.
+    post_normed: B::Activations,
     qkv: B::Activations,
     attended: B::Activations,
-    branch: B::Activations,
     inner: B::Activations,
     selected: B::Activations,
     logits: B::Activations,
@@ -69,9 +71,9 @@ impl<B: Backend> NeoX<B> {
         Workspace {
             residual: empty(),
             normed: empty(),
+            post_normed: empty(),
             qkv: empty(),
             attended: empty(),
-            branch: empty(),
             inner: empty(),
             selected: empty(),
             logits: empty(),
@@ -83,9 +85,9 @@ impl<B: Backend> NeoX<B> {
         let buffers = [
             &work.residual,
             &work.normed,
+            &work.post_normed,
             &work.qkv,
             &work.attended,
-            &work.branch,
             &work.inner,
             &work.selected,
             &work.logits,
@@ -108,15 +110,18 @@ impl<B: Backend> NeoX<B> {
         self.check(ids, spans, caches.len())?;
         self.backend.embed(&self.embedding, ids, &mut work.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(index, layer, spans, caches, work)?;
+            let (backend, norms) = (&self.backend, (&layer.input_norm, &layer.post_attention_norm));
             if self.config.use_parallel_residual {
-                // Both branches read the block's input: the attention's output joins last.
-                self.feed_forward(layer, work)?;
-                self.backend.add(&mut work.residual, &work.branch)?;
+                // Both branches read the block's input, so both are normalised before either adds.
+                let out = (&mut work.normed, &mut work.post_normed);
+                backend.layer_norm_pair(&work.residual, norms, out)?;
+                self.attention(index, layer, spans, caches, work)?;
             } else {
-                self.backend.add(&mut work.residual, &work.branch)?;
-                self.feed_forward(layer, work)?;
+                backend.layer_norm(&work.residual, norms.0, &mut work.normed)?;
+                self.attention(index, layer, spans, caches, work)?;
+                backend.layer_norm(&work.residual, norms.1, &mut work.post_normed)?;
             }
+            self.feed_forward(layer, work)?;
         }
         Ok(())
     }
@@ -142,7 +147,7 @@ impl<B: Backend> NeoX<B> {
         Ok(())
     }
 
-    /// Leaves the attention branch in `work.branch`.
+    /// Adds the attention branch to the residual stream.
     fn attention(
         &self,
         index: usize,
@@ -152,21 +157,18 @@ impl<B: Backend> NeoX<B> {
         work: &mut Workspace<B>,
     ) -> Result<()> {
         let backend = &self.backend;
-        backend.layer_norm(&work.residual, &layer.input_norm, &mut work.normed)?;
         backend.linear(&work.normed, &layer.query_key_value, None, &mut work.qkv)?;
         let (config, rotary) = (&self.config, &self.rotary);
         backend.attention(config, rotary, index, &work.qkv, spans, caches, &mut work.attended)?;
-        backend.linear(&work.attended, &layer.dense, None, &mut work.branch)
+        backend.linear_add(&work.attended, &layer.dense, &mut work.residual)
     }
 
     /// Adds the feed-forward branch to the residual stream.
     fn feed_forward(&self, layer: &Layer<B>, work: &mut Workspace<B>) -> Result<()> {
         let backend = &self.backend;
-        backend.layer_norm(&work.residual, &layer.post_attention_norm, &mut work.normed)?;
         let activation = Some(self.config.hidden_act);
-        backend.linear(&work.normed, &layer.dense_h_to_4h, activation, &mut work.inner)?;
-        backend.linear(&work.inner, &layer.dense_4h_to_h, None, &mut work.normed)?;
-        backend.add(&mut work.residual, &work.normed)
+        backend.linear(&work.post_normed, &layer.dense_h_to_4h, activation, &mut work.inner)?;
+        backend.linear_add(&work.inner, &layer.dense_4h_to_h, &mut work.residual)
     }
 
     fn check(&self, ids: &[u32], spans: &[Span], caches: usize) -> Result<()> {

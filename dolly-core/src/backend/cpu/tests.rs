@@ -217,13 +217,19 @@ fn sizes_no_machine_has_are_out_of_memory() {
 #[test]
 fn shapes_that_do_not_fit_are_errors() {
     let backend = backend(1);
-    let (x, y) = (input(&backend, 3, 20), input(&backend, 3, 21));
+    let x = input(&backend, 3, 20);
     let layer = backend.load_linear(&source(8, 21), None, WeightFormat::F32).unwrap();
     let norm = backend.load_norm(vec![1.0; 21], vec![0.0; 21], 1e-5).unwrap();
     let mut out = backend.empty();
     assert!(backend.linear(&x, &layer, None, &mut out).is_err());
     assert!(backend.layer_norm(&x, &norm, &mut out).is_err());
-    assert!(backend.add(&mut out, &y).is_err());
+    let fitting = backend.load_linear(&source(8, 20), None, WeightFormat::F32).unwrap();
+    for mut sum in [backend.empty(), input(&backend, 2, 8), input(&backend, 3, 9)] {
+        assert!(backend.linear_add(&x, &fitting, &mut sum).is_err());
+    }
+    let mut pair = (backend.empty(), backend.empty());
+    assert!(backend.layer_norm_pair(&x, (&norm, &norm), (&mut pair.0, &mut pair.1)).is_err());
+    assert!(backend.linear_add(&x, &layer, &mut input(&backend, 3, 8)).is_err());
     assert!(backend.select_rows(&x, &[0, 3], &mut out).is_err());
 }
 

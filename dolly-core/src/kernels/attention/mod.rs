@@ -8,7 +8,7 @@ pub(crate) use cache::{KvCache, cache_bytes};
 use cache::{Head, HeadShape};
 use stream::{Scratch, Stream};
 
-use super::linear::{for_each_tile, resize};
+use super::linear::{Groups, resize};
 use super::pool::{Pool, Shared};
 use super::table::Kernels;
 use crate::backend::{RotaryTable, Span};
@@ -142,7 +142,8 @@ impl Call<'_> {
         let scale = 1.0 / (dim as f32).sqrt();
         let most = self.kernels.table().float_rows;
         let stream = Stream { kernels: self.kernels, head: &store };
-        for_each_tile(span.rows, most, |first, rows| {
+        let groups = Groups::new(span.rows, most);
+        for (first, rows) in (0..groups.count).map(|group| groups.get(group)) {
             let position = span.position + first;
             for (r, query) in scratch.query.chunks_exact_mut(dim).take(rows).enumerate() {
                 self.rotate(part(first + r, 0), position + r, query);
@@ -156,7 +157,7 @@ impl Call<'_> {
                 let to = unsafe { std::slice::from_raw_parts_mut(self.out.get().add(to), dim) };
                 to.copy_from_slice(&result[..dim]);
             }
-        });
+        }
     }
 
     /// Rotates the first `2 half` dimensions (NeoX pairs i with i + half) and copies the rest.

@@ -21,7 +21,7 @@ pub(super) fn panel_floats<const N: usize>(steps: usize) -> usize {
 /// Packs rows `first..first + count` of `m`, `N` at a time: `out[panel][step][row]`. Missing rows of
 /// the last panel are zeros.
 pub(super) fn pack<const N: usize>(
-    kernel: unsafe fn(&[&[f32]; N], &mut [[f32; N]]),
+    kernel: unsafe fn(&[&[f32]], &mut [f32]),
     m: &Operand<'_>,
     (first, count): (usize, usize),
     (k, steps): (usize, usize),
@@ -46,7 +46,7 @@ pub(super) fn pack<const N: usize>(
         });
         // SAFETY: the kernel comes from a table whose instructions are there; all rows and the
         // panel have `steps` steps.
-        unsafe { kernel(&sources, out[..steps * N].as_chunks_mut().0) };
+        unsafe { kernel(&sources, &mut out[..steps * N]) };
     }
 }
 
@@ -78,39 +78,38 @@ fn pack_group<const N: usize>(
 /// `out[step][row] = rows[row][step]`.
 ///
 /// # Safety
-/// As [`Vector::splat`]; every row has as many floats as `out` has steps.
+/// As [`Vector::splat`]; there is a row, and `out` has room for as many steps of all rows as each
+/// row has floats.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn interleave<V: Vector, const N: usize>(
-    rows: &[&[f32]; N],
-    out: &mut [[f32; N]],
-) {
-    let steps = out.len();
-    let to = out.as_mut_ptr().cast::<f32>();
+pub(in crate::kernels) unsafe fn interleave<V: Vector>(rows: &[&[f32]], out: &mut [f32]) {
+    let n = rows.len();
+    let steps = out.len() / n;
+    let to = out.as_mut_ptr();
     let whole = steps - steps % BLOCK;
     for step in (0..whole).step_by(BLOCK) {
-        for first in (0..N).step_by(BLOCK) {
-            // Where eight rows are more than there are, the last one stands in; what it writes
-            // past its step is overwritten by the next.
-            let row = |r: usize| rows[(first + r).min(N - 1)].as_ptr().wrapping_add(step);
+        // From the last rows to the first: where eight are more than there are, the last one stands
+        // in, and what it writes past its step belongs to the first rows of the next.
+        for first in (0..n).step_by(BLOCK).rev() {
+            let row = |r: usize| rows[(first + r).min(n - 1)].as_ptr().wrapping_add(step);
             let from = std::array::from_fn(row);
-            let fits = N.is_multiple_of(BLOCK) || step + BLOCK < steps;
+            let fits = (step + BLOCK - 1) * n + first + BLOCK <= out.len();
             // SAFETY: eight floats from `step` on are inside every row. The last of the eight
-            // writes ends with this block of steps, or `fits` and it ends in the next.
+            // writes ends inside `out`, or goes through `edge`.
             unsafe {
                 if fits {
-                    V::transpose(&from, to.add(step * N + first), N);
+                    V::transpose(&from, to.add(step * n + first), n);
                     continue;
                 }
                 let mut edge = [0.0_f32; BLOCK * BLOCK];
                 V::transpose(&from, edge.as_mut_ptr(), BLOCK);
                 for (s, edge) in edge.chunks_exact(BLOCK).enumerate() {
-                    let to = to.add((step + s) * N + first);
-                    std::ptr::copy_nonoverlapping(edge.as_ptr(), to, BLOCK.min(N - first));
+                    let to = to.add((step + s) * n + first);
+                    std::ptr::copy_nonoverlapping(edge.as_ptr(), to, BLOCK.min(n - first));
                 }
             }
         }
     }
-    for (s, cell) in out.iter_mut().enumerate().skip(whole) {
+    for (s, cell) in out.chunks_exact_mut(n).enumerate().skip(whole) {
         for (row, x) in rows.iter().zip(cell) {
             *x = row[s];
         }

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use proptest::prelude::{Just, Strategy};
 
 use super::{Numbers, Rows, bits, pool, sets, sizes};
-use crate::kernels::linear::{Matrix, QuantScratch, linear};
+use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear};
 use crate::kernels::pack::Layout;
 use crate::kernels::pool::Pool;
 use crate::kernels::table::Kernels;
@@ -22,10 +22,28 @@ pub(super) fn product(
     // One float off any vector's boundary.
     let mut out = vec![f32::NAN; rows * matrix.shape().0 + 1];
     let x: Vec<f32> = std::iter::once(0.0).chain(x.iter().copied()).collect();
-    let mut quant = QuantScratch::default();
-    linear(kernels, pool, matrix, &x[1..], rows, None, None, &mut out[1..], &mut quant).unwrap();
+    let mut scratch = InputScratch::default();
+    let plain = Epilogue { activation: None, add: false };
+    linear(kernels, pool, matrix, (&x[1..], rows), None, plain, &mut out[1..], &mut scratch)
+        .unwrap();
     assert!(out[0].is_nan(), "written before the first row");
-    out.split_off(1)
+    let product = out.split_off(1);
+    added(kernels, pool, matrix, (&x[1..], rows), &product);
+    product
+}
+
+/// The same product with a bias, added to what is there: two roundings more, in this order.
+fn added(kernels: Kernels, pool: &Pool, matrix: &Matrix, x: (&[f32], usize), product: &[f32]) {
+    let outputs = matrix.shape().0;
+    let bias: Vec<f32> = (0..outputs).map(|i| i as f32 - 3.3).collect();
+    let start: Vec<f32> = (0..product.len()).map(|i| (i % 77) as f32 * 0.37).collect();
+    let mut out = start.clone();
+    let (add, scratch) = (Epilogue { activation: None, add: true }, &mut InputScratch::default());
+    linear(kernels, pool, matrix, x, Some(&bias), add, &mut out, scratch).unwrap();
+    for (i, (found, start)) in out.iter().zip(start).enumerate() {
+        let expected = start + (product[i] + bias[i % outputs]);
+        assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan());
+    }
 }
 
 /// What a layout keeps of a row, from the formats' definitions (ggml's `block_q8_0`, `block_q4_0`).
@@ -62,7 +80,7 @@ pub(super) fn rounded(kernels: Kernels, layout: Layout, x: &[f32], columns: usiz
     let mut all = Vec::new();
     for row in x.chunks(columns) {
         let (mut q, mut d, mut sums) = (vec![0; blocks * 32], vec![0.0; blocks], vec![0; blocks]);
-        kernels.quantize_row(row, &mut q, &mut d, &mut sums);
+        kernels.quantize_row(row, &mut q, &mut d, &mut sums, 1);
         for (b, q) in q.chunks(32).enumerate() {
             assert_eq!(sums[b], q.iter().map(|q| i32::from(*q)).sum::<i32>());
             let most =

@@ -2,6 +2,7 @@
 
 use super::sets;
 use crate::kernels::LANES;
+use crate::kernels::linear::Epilogue;
 use crate::kernels::math::exp;
 use crate::kernels::portable::Portable;
 use crate::kernels::table::Kernels;
@@ -45,10 +46,11 @@ fn exp_of(kernels: Kernels, x: &mut [f32]) {
 }
 
 fn activation_of(kernels: Kernels, activation: Activation, x: &mut [f32]) {
+    let epilogue = Epilogue { activation: Some(activation), add: false };
     for group in x.as_chunks_mut::<LANES>().0 {
         let input = *group;
         // SAFETY: `sets` hands out what the CPU has.
-        unsafe { (kernels.table().finish)(&input, &[0.0; LANES], Some(activation), group) };
+        unsafe { (kernels.table().finish)(&input, &[0.0; LANES], epilogue, group) };
     }
 }
 

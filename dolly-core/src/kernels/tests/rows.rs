@@ -1,6 +1,6 @@
 //! Layer norm, sums and rounding of rows, at every kind of length and alignment.
 
-use super::{Numbers, sets, sizes};
+use super::{Numbers, bits, sets, sizes};
 
 const LENGTHS: &[usize] =
     sizes(&[0, 1, 2, 15, 16, 17, 31, 33, 127, 1023, 2560, 5121], &[0, 1, 15, 16, 17, 33, 127]);
@@ -20,6 +20,13 @@ fn layer_norm_matches_f64() {
                 let (x, w, b) = (&x[shift..], &w[shift..], &b[shift..]);
                 let mut out = vec![f32::NAN; len + shift];
                 kernels.layer_norm(x, w, b, 1e-5, &mut out[shift..]);
+                let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
+                let halved: Vec<f32> = w.iter().map(|w| w / 2.0).collect();
+                let both = ((w, b), (&halved[..], b));
+                kernels.layer_norm_pair(x, both, 1e-5, (&mut first, &mut second));
+                assert!(bits(&first) == bits(&out[shift..]));
+                kernels.layer_norm(x, &halved, b, 1e-5, &mut first);
+                assert!(bits(&first) == bits(&second));
                 let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / len as f64;
                 let variance =
                     x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / len as f64;
@@ -82,7 +89,7 @@ fn rounding_to_integers_keeps_half_a_step() {
             let x: Vec<f32> = Numbers(4).normals(len).iter().map(|x| x * 3.0).collect();
             let blocks = len.div_ceil(32);
             let (mut q, mut d, mut s) = (vec![1; blocks * 32], vec![1.0; blocks], vec![1; blocks]);
-            kernels.quantize_row(&x, &mut q, &mut d, &mut s);
+            kernels.quantize_row(&x, &mut q, &mut d, &mut s, 1);
             for (i, q) in q.iter().enumerate() {
                 let x = x.get(i).copied().unwrap_or(0.0);
                 assert!((f32::from(*q) * d[i / 32] - x).abs() <= 0.500_02 * d[i / 32]);
@@ -107,7 +114,7 @@ fn rounding_of_special_blocks() {
             let mut x = [value; 32];
             x[3] = 0.0;
             let (mut q, mut d, mut s) = ([1; 32], [1.0], [1]);
-            kernels.quantize_row(&x, &mut q, &mut d, &mut s);
+            kernels.quantize_row(&x, &mut q, &mut d, &mut s, 1);
             match scale {
                 Some(scale) => assert_eq!(d[0], scale, "{value}"),
                 None => assert!(d[0].is_nan(), "{value}"),

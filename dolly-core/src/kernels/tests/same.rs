@@ -1,7 +1,7 @@
 //! Sets that fuse multiplication and addition differ in registers, not in a bit of any result.
 
 use super::{Numbers, Rows, bits, pool, sets, sizes};
-use crate::kernels::linear::{Matrix, QuantScratch, linear};
+use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear};
 use crate::kernels::matmul::{MatmulScratch, Operand, Target, matmul};
 use crate::kernels::pack::Layout;
 use crate::kernels::table::Kernels;
@@ -37,9 +37,12 @@ fn linear_layers_agree() {
         for rows in rows() {
             equal(&format!("{layout:?}, {rows} rows"), |kernels| {
                 let mut out = vec![f32::NAN; rows * outputs];
-                let (x, bias, act) = (&x[..rows * inputs], Some(&bias[..]), Some(Activation::Relu));
-                let quant = &mut QuantScratch::default();
-                linear(kernels, &pool, &matrix, x, rows, bias, act, &mut out, quant).unwrap();
+                let (x, bias) = ((&x[..rows * inputs], rows), Some(&bias[..]));
+                let scratch = &mut InputScratch::default();
+                for add in [false, true] {
+                    let epilogue = Epilogue { activation: Some(Activation::Relu), add };
+                    linear(kernels, &pool, &matrix, x, bias, epilogue, &mut out, scratch).unwrap();
+                }
                 out
             });
         }
@@ -75,6 +78,10 @@ fn rows_agree() {
             let mut out = vec![0.0; len];
             kernels.layer_norm(&x, &w, &b, 1e-5, &mut out);
             kernels.add(&mut out, &w);
+            let mut pair = (vec![0.0; len], vec![0.0; len]);
+            let norms = ((&w[..], &b[..]), (&b[..], &w[..]));
+            kernels.layer_norm_pair(&x, norms, 1e-5, (&mut pair.0, &mut pair.1));
+            out.extend(pair.0.into_iter().chain(pair.1));
             let mut e = x.clone();
             let sum = kernels.exp_minus(0.3, 0.5, &mut e);
             out.extend(e);

@@ -1,0 +1,141 @@
+//! The rows of a linear layer's input as the micro-kernels read them.
+//!
+//! Rows are split evenly into groups of at most a tile's; within a group K runs outermost, so that a
+//! tile reads its rows from front to back, whatever the layer's width: `(K, rows)` floats, or for
+//! integers `(blocks of K, rows, 32)` with a scale and a sum for each.
+
+use std::slice::from_raw_parts_mut;
+
+use super::resize;
+use crate::error::Result;
+use crate::kernels::Kernels;
+use crate::kernels::pool::{Pool, Shared};
+use crate::kernels::quant::QUANT_BLOCK;
+
+/// Below this many floats a second thread costs more than it saves.
+const PARALLEL_FROM: usize = 1 << 15;
+
+/// A call's input rearranged: reused between calls, grown when needed.
+#[derive(Default)]
+pub(crate) struct InputScratch {
+    pub(super) floats: Vec<f32>,
+    pub(super) integers: Vec<i8>,
+    pub(super) scales: Vec<f32>,
+    pub(super) sums: Vec<i32>,
+}
+
+impl InputScratch {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        let words = self.floats.capacity() + self.scales.capacity() + self.sums.capacity();
+        (self.integers.capacity() + 4 * words) as u64
+    }
+}
+
+/// `rows` rows in as few groups of at most `most` as possible, of nearly even size.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Groups {
+    rows: usize,
+    pub count: usize,
+}
+
+impl Groups {
+    pub(in crate::kernels) fn new(rows: usize, most: usize) -> Self {
+        Self { rows, count: rows.div_ceil(most) }
+    }
+
+    /// First row and number of rows of a group, which is below the count.
+    pub(in crate::kernels) fn get(self, index: usize) -> (usize, usize) {
+        let (size, larger) = (self.rows / self.count, self.rows % self.count);
+        (index * size + index.min(larger), size + usize::from(index < larger))
+    }
+}
+
+/// Rows of `inputs` floats, to be rearranged.
+pub(super) struct Input<'a> {
+    pub kernels: Kernels,
+    pub pool: &'a Pool,
+    pub x: &'a [f32],
+    pub inputs: usize,
+    pub groups: Groups,
+}
+
+impl Input<'_> {
+    /// The rows of a group, one after the other.
+    fn rows(&self, group: usize) -> (usize, std::slice::ChunksExact<'_, f32>) {
+        let (first, size) = self.groups.get(group);
+        let rows = &self.x[first * self.inputs..(first + size) * self.inputs];
+        (first, rows.chunks_exact(self.inputs.max(1)))
+    }
+
+    /// Rearranges floats. Groups of one row are used as they are, so one group of one row is not
+    /// copied.
+    pub(super) fn interleave(&self, out: &mut Vec<f32>) -> Result<()> {
+        if self.groups.rows == 1 {
+            return Ok(());
+        }
+        resize(out, self.x.len(), "activations, interleaved")?;
+        let out = Shared::new(out);
+        self.pool.run(self.groups.count, self.x.len() >= PARALLEL_FROM, |_, range| {
+            for group in range {
+                let (first, rows) = self.rows(group);
+                let mut list = [&[][..]; MOST_ROWS];
+                let count = rows.len();
+                list.iter_mut().zip(rows).for_each(|(to, row)| *to = row);
+                // SAFETY: a group's rows are in `out` at the place they have in `x`, and in this range
+                // only; the table's instructions are there, and `list` holds rows of equal length.
+                unsafe {
+                    let at = out.get().add(first * self.inputs);
+                    let to = from_raw_parts_mut(at, count * self.inputs);
+                    if count > 0 {
+                        (self.kernels.table().interleave)(&list[..count], to);
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Rounds every block of 32 to integers.
+    pub(super) fn quantize(&self, out: &mut InputScratch) -> Result<()> {
+        let blocks = self.inputs.div_ceil(QUANT_BLOCK);
+        let all = self.groups.rows.saturating_mul(blocks);
+        resize(&mut out.integers, all.saturating_mul(QUANT_BLOCK), "integer activations")?;
+        resize(&mut out.scales, all, "integer activations")?;
+        resize(&mut out.sums, all, "integer activations")?;
+        let integers = Shared::new(&mut out.integers);
+        let (scales, sums) = (Shared::new(&mut out.scales), Shared::new(&mut out.sums));
+        self.pool.run(self.groups.count, self.x.len() >= PARALLEL_FROM, |_, range| {
+            for group in range {
+                let (first, rows) = self.rows(group);
+                let (at, count) = (first * blocks, rows.len());
+                // SAFETY: the blocks of the group's rows are inside each buffer and in this range only.
+                let (integers, scales, sums) = unsafe {
+                    let places = count * blocks;
+                    (
+                        from_raw_parts_mut(
+                            integers.get().add(at * QUANT_BLOCK),
+                            places * QUANT_BLOCK,
+                        ),
+                        from_raw_parts_mut(scales.get().add(at), places),
+                        from_raw_parts_mut(sums.get().add(at), places),
+                    )
+                };
+                for (r, row) in rows.enumerate() {
+                    let integers = &mut integers[r * QUANT_BLOCK..];
+                    self.kernels.quantize_row(
+                        row,
+                        integers,
+                        &mut scales[r..],
+                        &mut sums[r..],
+                        count,
+                    );
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// No tile has more rows.
+pub(in crate::kernels) const MOST_ROWS: usize = 16;

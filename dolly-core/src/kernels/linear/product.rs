@@ -1,0 +1,189 @@
+//! The loops of a product around the micro-kernels.
+
+use std::mem::MaybeUninit;
+
+use super::input::{Groups, InputScratch};
+use super::{Epilogue, K_SLICE, Matrix, ROW_CHUNK, UNIT};
+use crate::kernels::Kernels;
+use crate::kernels::pack::Layout;
+use crate::kernels::pool::Shared;
+use crate::kernels::quant::{QUADS, QUANT_BLOCK, QuantTile};
+use crate::kernels::tile::Tile;
+use crate::kernels::vector::LANES;
+
+/// Room for the sums of one unit and chunk; one row's worth of it is touched for one row.
+pub(super) type Sums = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
+
+/// What a thread needs of one call.
+pub(super) struct Call<'a> {
+    pub kernels: Kernels,
+    pub matrix: &'a Matrix,
+    /// Rows in the order of the input, interleaved where there are several.
+    pub floats: &'a [f32],
+    pub integers: &'a InputScratch,
+    pub groups: Groups,
+    /// Most rows of a group.
+    pub group_rows: usize,
+    pub bias: Option<&'a [f32]>,
+    pub epilogue: Epilogue,
+    pub out: Shared<f32>,
+    /// Panels of a tile.
+    pub together: usize,
+}
+
+/// Some groups of rows: their numbers, first row and rows.
+struct Chunk {
+    groups: std::ops::Range<usize>,
+    first: usize,
+    rows: usize,
+}
+
+impl Call<'_> {
+    /// All rows of `count` panels from panel `first` on.
+    pub(super) fn panels(&self, first: usize, count: usize, acc: &mut Sums) {
+        let most = ROW_CHUNK / self.group_rows;
+        for start in (0..self.groups.count).step_by(most) {
+            let groups = start..self.groups.count.min(start + most);
+            let (last, size) = self.groups.get(groups.end - 1);
+            let row = self.groups.get(start).0;
+            let chunk = Chunk { groups, first: row, rows: last + size - row };
+            let used = &mut acc[..chunk.rows * count * LANES];
+            used.fill(MaybeUninit::new(0.0));
+            // SAFETY: filled in the line above.
+            let used = unsafe { used.assume_init_mut() };
+            if self.matrix.layout.quantized() {
+                self.integer_rows(first, count, &chunk, used);
+            } else {
+                self.float_rows(first, count, &chunk, used);
+            }
+            self.finish(first, count, &chunk, used);
+        }
+    }
+
+    /// Whether one slice serves several tiles, so that it should stay in the first cache.
+    fn sliced(&self, chunk: &Chunk) -> bool {
+        chunk.groups.len() > 1
+    }
+
+    fn float_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
+        let (table, layout) = (self.kernels.table(), self.matrix.layout);
+        let (inputs, together) = (self.matrix.inputs, self.together);
+        // 16-bit weights that serve many rows are widened once, not once a tile: same values.
+        let widen = match layout {
+            Layout::F16 if chunk.groups.len() > 2 => Some(table.widen_f16),
+            Layout::Bf16 if chunk.groups.len() > 2 => Some(table.widen_bf16),
+            _ => None,
+        };
+        let mut wide = MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
+        let kernel = match layout {
+            Layout::F16 if widen.is_none() => table.tile_f16,
+            Layout::Bf16 if widen.is_none() => table.tile_bf16,
+            _ => table.tile_f32,
+        };
+        let slice = if self.sliced(chunk) { K_SLICE / together } else { inputs.max(1) };
+        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
+        let slices = (0..inputs).step_by(slice);
+        for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
+            let (steps, panels) = (slice.min(inputs - k), together.min(count - p));
+            // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
+            // panels. Rows and panels of each tile exist (`linear` checked the lengths), `acc` holds
+            // count * rows * 16.
+            unsafe {
+                let mut w_stride = self.matrix.panel_bytes();
+                let mut w = panel.add(p * w_stride + k * layout.step_bytes());
+                if let Some(widen) = widen {
+                    for p in 0..panels {
+                        let to = wide.as_mut_ptr().cast::<f32>().add(p * steps * LANES);
+                        widen(w.add(p * w_stride), to, steps);
+                    }
+                    (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
+                }
+                for (row, rows) in chunk.groups.clone().map(|group| self.groups.get(group)) {
+                    let sums = p * chunk.rows + (row - chunk.first) * panels;
+                    kernel(&Tile {
+                        rows,
+                        panels,
+                        k: steps,
+                        x: self.floats.as_ptr().add(row * inputs + k * rows),
+                        x_stride: 1,
+                        x_step: rows,
+                        w,
+                        w_stride,
+                        acc: acc.as_mut_ptr().add(sums * LANES),
+                        acc_stride: panels * LANES,
+                    });
+                }
+            }
+        }
+    }
+
+    fn integer_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
+        let (table, layout) = (self.kernels.table(), self.matrix.layout);
+        let blocks = self.matrix.inputs.div_ceil(QUANT_BLOCK);
+        let kernel = match layout {
+            Layout::Q4_0 => table.tile_q4_0,
+            Layout::Q4K => table.tile_q4_k,
+            Layout::Q6K => table.tile_q6_k,
+            _ => table.tile_q8_0,
+        };
+        // Slices are whole steps.
+        let step_blocks = layout.step_columns() / QUANT_BLOCK;
+        let slice = if self.sliced(chunk) { 2 * K_SLICE / QUANT_BLOCK } else { blocks.max(1) };
+        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
+        let together = self.together;
+        let slices = (0..blocks).step_by(slice);
+        for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
+            let panels = together.min(count - p);
+            let w = p * self.matrix.panel_bytes() + b / step_blocks * layout.step_bytes();
+            for (row, rows) in chunk.groups.clone().map(|group| self.groups.get(group)) {
+                let at = row * blocks + b * rows;
+                let sums = p * chunk.rows + (row - chunk.first) * panels;
+                // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
+                // `acc` holds count * rows * 16.
+                unsafe {
+                    kernel(&QuantTile {
+                        rows,
+                        panels,
+                        blocks: slice.min(blocks - b),
+                        quads: std::hint::black_box(QUADS),
+                        x: self.integers.integers.as_ptr().add(at * QUANT_BLOCK),
+                        scales: self.integers.scales.as_ptr().add(at),
+                        sums: self.integers.sums.as_ptr().add(at),
+                        group: rows,
+                        w: panel.add(w),
+                        w_stride: self.matrix.panel_bytes(),
+                        acc: acc.as_mut_ptr().add(sums * LANES),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Adds the bias, applies the epilogue, and writes the columns that exist.
+    fn finish(&self, first: usize, count: usize, chunk: &Chunk, acc: &[f32]) {
+        let outputs = self.matrix.outputs;
+        let (rows, together) = (chunk.rows, self.together);
+        for p in 0..count {
+            let group = p - p % together;
+            let panels = together.min(count - group);
+            let column = (first + p) * LANES;
+            let columns = LANES.min(outputs - column);
+            let mut bias = [0.0; LANES];
+            if let Some(all) = self.bias {
+                bias[..columns].copy_from_slice(&all[column..column + columns]);
+            }
+            for r in 0..rows {
+                let (groups, _) =
+                    acc[(group * rows + r * panels + p - group) * LANES..].as_chunks::<LANES>();
+                let Some(acc) = groups.first() else { continue };
+                // SAFETY: row and columns are inside `out` (`linear` checked its length), and no
+                // other thread has this panel; the table's instructions are there.
+                unsafe {
+                    let to = self.out.get().add((chunk.first + r) * outputs + column);
+                    let to = std::slice::from_raw_parts_mut(to, columns);
+                    (self.kernels.table().finish)(acc, &bias, self.epilogue, to);
+                }
+            }
+        }
+    }
+}
