@@ -1,6 +1,6 @@
 //! Speed of the linear layers and the other operations, beside the limits of the machine.
 //!
-//! `cargo bench --bench kernels -- [threads] [isa]`. Limits and kernels are measured in the same
+//! `cargo bench --bench kernels -- [threads] [isa] [formats]`. Limits and kernels are measured in the same
 //! run, medians of several rounds: on a shared machine only their ratio means something.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 #![allow(unsafe_code, reason = "limits are measured with the instructions that reach them")]
@@ -159,9 +159,13 @@ fn main() {
     let (bandwidth, peak) = (read_bandwidth(threads), fma_peak(threads));
     println!("{threads} threads, {}, weight {OUTPUTS} x {INPUTS}", backend.isa());
     println!("limits: read {:.1} GB/s, f32 FMA {:.0} GFLOP/s", bandwidth / 1e9, peak / 1e9);
+    let wanted: Vec<WeightFormat> = numbers.map(|name| name.parse().unwrap()).collect();
     for format in &WeightFormat::ALL[1..] {
-        linear(&backend, *format, bandwidth, peak);
+        if wanted.is_empty() || wanted.contains(format) {
+            linear(&backend, *format, bandwidth, peak);
+        }
     }
+    hand_over(threads, isa.as_deref());
     for rows in [1, 512] {
         let x = input(&backend, rows, INPUTS);
         let norm = backend.load_norm(vec![1.0; INPUTS], vec![0.0; INPUTS], 1e-5).unwrap();
@@ -169,6 +173,25 @@ fn main() {
         let time = seconds(50, || backend.layer_norm(&x, &norm, &mut out).unwrap());
         println!("layer norm {rows} x {INPUTS}: {:.2} us", time * 1e6);
     }
+}
+
+/// What it costs to share an operation: a product too small to gain by it, on one thread and on all.
+fn hand_over(threads: usize, isa: Option<&str>) {
+    let times = [1, threads].map(|threads| {
+        let options = CpuOptions { threads: Some(threads), ..Default::default() };
+        let backend = CpuBackend::with_isa(options, isa).unwrap();
+        let layer = backend.load_linear(&Pattern(192, 192), None, WeightFormat::F32).unwrap();
+        let (x, mut out) = (input(&backend, 1, 192), backend.empty());
+        backend.install(|| {
+            seconds(9, || {
+                for _ in 0..10_000 {
+                    backend.linear(&x, &layer, None, &mut out).unwrap();
+                }
+            })
+        }) / 10_000.0
+    });
+    let (alone, shared) = (times[0] * 1e6, times[1] * 1e6);
+    println!("192 x 192, 1 row: {alone:.2} us on one thread, {shared:.2} us on {threads}");
 }
 
 fn linear(backend: &CpuBackend, format: WeightFormat, bandwidth: f64, peak: f64) {

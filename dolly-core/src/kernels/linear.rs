@@ -25,8 +25,9 @@ use crate::error::{Error, Result, try_vec, try_zeroed};
 use crate::model::Activation;
 use crate::weights::RowSource;
 pub(super) use input::Groups;
+use input::Input;
 pub(crate) use input::InputScratch;
-use input::{Input, MOST_ROWS};
+pub(super) use input::MOST_ROWS;
 use product::Call;
 
 mod input;
@@ -36,9 +37,6 @@ mod product;
 const ROW_CHUNK: usize = 96;
 /// Panels that share a pass over the rows' slice of K.
 const UNIT: usize = 8;
-/// Steps of K (not blocks) of the slices that serve several tiles, those of all panels of a tile
-/// together: 16 KiB of f32.
-const K_SLICE: usize = 256;
 /// Rows from which re-reading them costs more than leaving a panel's stream of weights.
 const UNIT_FROM: usize = 32;
 /// Below this many multiplications a second thread costs more than it saves.

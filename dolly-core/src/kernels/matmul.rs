@@ -15,7 +15,7 @@
 use super::linear::resize;
 use super::pool::{Pool, Shared};
 use super::table::Kernels;
-use super::vector::{LANES, Vector};
+use super::vector::{LANES, Vector, prefetch};
 use crate::error::Result;
 use packing::{pack, panel_floats};
 
@@ -355,14 +355,14 @@ unsafe fn fixed<V: Vector, const P: usize>(
         // C's lines come from far away and are wanted only after the loop.
         for r in 0..ROWS {
             for p in 0..P {
-                prefetch(c.add(r * stride + p * LANES));
+                prefetch_lines(c.add(r * stride + p * LANES));
             }
         }
         let panel = panel_floats::<LANES>(steps);
         let mut sums = [[V::splat(0.0); P]; ROWS];
         let whole = steps - steps % UNROLLED;
         for k in (0..whole).step_by(UNROLLED) {
-            prefetch(a.wrapping_add(k * ROWS + AHEAD));
+            prefetch_lines(a.wrapping_add(k * ROWS + AHEAD));
             for k in k..k + UNROLLED {
                 step(a.add(k * ROWS), b.add(k * LANES), panel, &mut sums);
             }
@@ -408,14 +408,7 @@ unsafe fn step<V: Vector, const P: usize>(
 
 /// Asks for the line that sixteen floats begin in, and the next.
 #[inline(always)]
-fn prefetch(p: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; any address is allowed.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
-        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(LANES - 1).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+fn prefetch_lines(p: *const f32) {
+    prefetch(p.cast());
+    prefetch(p.wrapping_add(LANES - 1).cast());
 }

@@ -12,7 +12,7 @@
 use half::f16;
 
 use super::portable::{f16_to_f32, f32_to_f16};
-use super::vector::{LANES, Vector};
+use super::vector::{CACHE_LINE, LANES, Vector, prefetch};
 
 /// Elements along K that share a scale.
 pub(crate) const QUANT_BLOCK: usize = 32;
@@ -116,6 +116,8 @@ pub(super) struct QuantTile {
     pub w: *const u8,
     /// Bytes from one panel to the next.
     pub w_stride: usize,
+    /// As in [`Tile`](super::tile::Tile).
+    pub ahead: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
 }
@@ -224,6 +226,9 @@ impl<B: Block> Format for B {
             let mut acc = load_sums::<B::V, R, P>(t);
             for b in 0..t.blocks {
                 let (w, at) = (t.w.add(b * B::BYTES), b * t.group);
+                if R > 1 && t.ahead > 0 {
+                    ask_ahead::<P>(t, w, B::BYTES);
+                }
                 let dots = B::dot::<R, P>(t, t.x.add(at * QUANT_BLOCK), t.sums.add(at), w);
                 for p in 0..P {
                     let w_scale = B::V::load_f16(w.add(p * t.w_stride));
@@ -234,6 +239,16 @@ impl<B: Block> Format for B {
                 }
             }
             store_sums::<B::V, R, P>(t, &acc);
+        }
+    }
+}
+
+/// Asks for the lines of a later block of each panel.
+#[inline(always)]
+pub(super) fn ask_ahead<const P: usize>(t: &QuantTile, w: *const u8, bytes: usize) {
+    for p in 0..P {
+        for line in (0..bytes).step_by(CACHE_LINE) {
+            prefetch(w.wrapping_add(p * t.w_stride + t.ahead + line));
         }
     }
 }

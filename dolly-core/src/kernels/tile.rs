@@ -10,7 +10,12 @@
 //! independent of how rows and panels are grouped: groupings differ only in which chains advance
 //! side by side. Callers may stop after any k and go on later, since `acc` is exact f32.
 
-use super::vector::{LANES, Vector};
+use super::vector::{CACHE_LINE, LANES, Vector, prefetch};
+
+/// Steps of the loop that are written out.
+const UNROLLED: usize = 4;
+/// Floats of a row that are asked for ahead of its use: about 200 cycles.
+const X_AHEAD: usize = 32;
 
 /// Operands of one micro-kernel call.
 pub(super) struct Tile {
@@ -20,16 +25,15 @@ pub(super) struct Tile {
     pub panels: usize,
     /// Steps along K.
     pub k: usize,
-    /// First element of row 0.
+    /// The rows' elements, `(k, rows)`.
     pub x: *const f32,
-    /// Floats from one row to the next.
-    pub x_stride: usize,
-    /// Floats from one step to the next.
-    pub x_step: usize,
     /// First step of panel 0.
     pub w: *const u8,
     /// Bytes from one panel to the next.
     pub w_stride: usize,
+    /// How far ahead of the weights memory is asked for, in bytes, where there are several rows: their
+    /// arithmetic leaves the CPU too little room to run ahead. One row is best left to it.
+    pub ahead: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
     /// Floats from one row of `acc` to the next.
@@ -87,7 +91,7 @@ impl Weight for Bf16 {
     }
 }
 
-/// Runs one tile; groupings without an instance of their own go row by row, panel by panel.
+/// Runs one tile; groupings without an instance of their own go element by element.
 ///
 /// # Safety
 /// As [`Vector::splat`]; `x`, `w` and `acc` are valid for what [`Tile`] says of them.
@@ -107,16 +111,7 @@ pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
             (5, 1) => fixed::<V, W, 5, 1>(t),
             (6, 1) => fixed::<V, W, 6, 1>(t),
             (3..=12, 2) | (7..=12, 1) if V::PANELS == 2 => wide::<V, W>(t),
-            (rows, panels) => {
-                for (r, p) in (0..rows).flat_map(|r| (0..panels).map(move |p| (r, p))) {
-                    fixed::<V, W, 1, 1>(&Tile {
-                        x: t.x.add(r * t.x_stride),
-                        w: t.w.add(p * t.w_stride),
-                        acc: t.acc.add(r * t.acc_stride + p * LANES),
-                        ..*t
-                    });
-                }
-            }
+            _ => singly::<V, W>(t),
         }
     }
 }
@@ -151,6 +146,24 @@ unsafe fn wide<V: Vector, W: Weight>(t: &Tile) {
 }
 
 /// # Safety
+/// As [`run`].
+#[cold]
+unsafe fn singly<V: Vector, W: Weight>(t: &Tile) {
+    for (r, p) in (0..t.rows).flat_map(|r| (0..t.panels).map(move |p| (r, p))) {
+        // SAFETY: row `r` and panel `p` of the tile the caller vouches for.
+        unsafe {
+            let acc = t.acc.add(r * t.acc_stride + p * LANES);
+            let mut sum = V::load(acc);
+            for k in 0..t.k {
+                let w = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
+                sum = V::splat(*t.x.add(k * t.rows + r)).mul_add(w, sum);
+            }
+            sum.store(acc);
+        }
+    }
+}
+
+/// # Safety
 /// As [`run`], with `R` rows and `P` panels.
 #[inline(always)]
 unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) {
@@ -162,21 +175,59 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
                 acc[r][p] = V::load(t.acc.add(r * t.acc_stride + p * LANES));
             }
         }
-        for k in 0..t.k {
-            let mut w = [acc[0][0]; P];
-            for p in 0..P {
-                w[p] = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
+        let whole = t.k - t.k % UNROLLED;
+        for k in (0..whole).step_by(UNROLLED) {
+            if R > 1 {
+                ask_ahead::<W, R, P>(t, k);
             }
-            for r in 0..R {
-                let x = V::splat(*t.x.add(r * t.x_stride + k * t.x_step));
-                for p in 0..P {
-                    acc[r][p] = x.mul_add(w[p], acc[r][p]);
-                }
+            for k in k..k + UNROLLED {
+                step::<V, W, R, P>(t, k, &mut acc);
             }
+        }
+        for k in whole..t.k {
+            step::<V, W, R, P>(t, k, &mut acc);
         }
         for r in 0..R {
             for p in 0..P {
                 acc[r][p].store(t.acc.add(r * t.acc_stride + p * LANES));
+            }
+        }
+    }
+}
+
+/// Asks for the lines of some later steps.
+#[inline(always)]
+fn ask_ahead<W: Weight, const R: usize, const P: usize>(t: &Tile, k: usize) {
+    for line in (0..UNROLLED * R * 4).step_by(CACHE_LINE) {
+        prefetch(t.x.wrapping_add((k + X_AHEAD) * R).cast::<u8>().wrapping_add(line));
+    }
+    for p in 0..P {
+        for line in (0..UNROLLED * W::BYTES).step_by(CACHE_LINE) {
+            prefetch(t.w.wrapping_add(p * t.w_stride + k * W::BYTES + t.ahead + line));
+        }
+    }
+}
+
+/// `acc[r][p] += x[r][k] * w[p][k]`.
+///
+/// # Safety
+/// As [`run`], with `R` rows and `P` panels; the tile has a step `k`.
+#[inline(always)]
+unsafe fn step<V: Vector, W: Weight, const R: usize, const P: usize>(
+    t: &Tile,
+    k: usize,
+    acc: &mut [[V; P]; R],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = [acc[0][0]; P];
+        for p in 0..P {
+            w[p] = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
+        }
+        for r in 0..R {
+            let x = V::splat(*t.x.add(k * R + r));
+            for p in 0..P {
+                acc[r][p] = x.mul_add(w[p], acc[r][p]);
             }
         }
     }

@@ -107,3 +107,19 @@ pub(crate) trait Vector: Copy {
         out
     }
 }
+
+/// Bytes of a cache line, where it matters for speed.
+pub(super) const CACHE_LINE: usize = 64;
+
+/// Asks for the cache line at `p`; any address is allowed.
+#[inline(always)]
+pub(super) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}

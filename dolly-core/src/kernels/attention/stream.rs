@@ -16,25 +16,31 @@
 
 use super::cache::Head;
 use crate::backend::CacheFormat;
-use crate::kernels::linear::float_panels;
+use crate::kernels::linear::{MOST_ROWS, float_panels};
 use crate::kernels::table::Kernels;
 use crate::kernels::tile::Tile;
 use crate::kernels::vector::LANES;
 
 /// Positions whose scores are held at a time: six rows of them stay in L1.
 const BLOCK: usize = 256;
+/// Bytes of the cache that are asked for ahead of their use.
+const AHEAD: usize = 2048;
 
 /// Floats that [`Stream::rows`] works in.
 pub(super) fn room(rows: usize, dim: usize) -> usize {
-    rows * (dim + BLOCK + dim.next_multiple_of(LANES) + 2)
+    rows * (2 * (dim + BLOCK) + dim.next_multiple_of(LANES) + 2)
 }
 
 /// Memory for up to `rows` rows.
 pub(super) struct Scratch<'a> {
     /// Rotated queries times the scale of the scores, `(rows, dim)`.
     pub query: &'a mut [f32],
+    /// The queries as a tile reads them, `(dim, rows)`.
+    query_tile: &'a mut [f32],
     /// `(rows, BLOCK)`.
     scores: &'a mut [f32],
+    /// Scores as a tile reads them, `(positions, rows)`.
+    score_tile: &'a mut [f32],
     /// `(rows, width)`: sums, and after [`Stream::rows`] the result.
     pub out: &'a mut [f32],
     /// The largest score of each row so far.
@@ -47,10 +53,13 @@ impl<'a> Scratch<'a> {
     /// Divides at least [`room`] floats.
     pub(super) fn new(floats: &'a mut [f32], rows: usize, dim: usize) -> Self {
         let (query, rest) = floats.split_at_mut(rows * dim);
+        let (query_tile, rest) = rest.split_at_mut(rows * dim);
         let (scores, rest) = rest.split_at_mut(rows * BLOCK);
+        let (score_tile, rest) = rest.split_at_mut(rows * BLOCK);
         let (out, rest) = rest.split_at_mut(rows * dim.next_multiple_of(LANES));
         let (largest, rest) = rest.split_at_mut(rows);
-        Self { query, scores, out, largest, total: &mut rest[..rows] }
+        let total = &mut rest[..rows];
+        Self { query, query_tile, scores, score_tile, out, largest, total }
     }
 }
 
@@ -72,6 +81,7 @@ impl Stream<'_, '_> {
         scratch.out[..rows * shape.width()].fill(0.0);
         scratch.largest[..rows].fill(f32::NEG_INFINITY);
         scratch.total[..rows].fill(0.0);
+        self.interleave(scratch.query, shape.dim, (rows, shape.dim), scratch.query_tile);
         for start in (0..last).step_by(BLOCK) {
             self.score(rows, start, BLOCK.min(last - start), scratch);
             let seen = |row: usize| BLOCK.min((positions + row).saturating_sub(start));
@@ -108,11 +118,10 @@ impl Stream<'_, '_> {
                 rows,
                 panels,
                 k: shape.dim,
-                x: scratch.query.as_ptr(),
-                x_stride: shape.dim,
-                x_step: 1,
+                x: scratch.query_tile.as_ptr(),
                 w: keys.as_ptr(),
                 w_stride: panel_bytes,
+                ahead: AHEAD,
                 acc: scratch.scores[panel * LANES..].as_mut_ptr(),
                 acc_stride: BLOCK,
             });
@@ -155,6 +164,8 @@ impl Stream<'_, '_> {
             return;
         }
         let (shape, width) = (self.head.shape, self.head.shape.width());
+        let weights = &scratch.scores[first * BLOCK + part.start..];
+        self.interleave(weights, BLOCK, (rows, part.len()), scratch.score_tile);
         let step = LANES * shape.element();
         let groups = width / LANES;
         let together = float_panels(self.kernels, rows);
@@ -167,15 +178,34 @@ impl Stream<'_, '_> {
                 rows,
                 panels,
                 k: part.len(),
-                x: scratch.scores[first * BLOCK + part.start..].as_ptr(),
-                x_stride: BLOCK,
-                x_step: 1,
+                x: scratch.score_tile.as_ptr(),
                 w: self.head.values[at * step..].as_ptr(),
                 w_stride: shape.tokens * step,
+                ahead: AHEAD,
                 acc: scratch.out[first * width + group * LANES..].as_mut_ptr(),
                 acc_stride: width,
             });
         }
+    }
+
+    /// `to[i][row] = from[row * stride + i]` for `count` elements of each of `rows` rows.
+    fn interleave(
+        &self,
+        from: &[f32],
+        stride: usize,
+        (rows, count): (usize, usize),
+        to: &mut [f32],
+    ) {
+        if rows == 1 {
+            return to[..count].copy_from_slice(&from[..count]);
+        }
+        let mut list = [&[][..]; MOST_ROWS];
+        for (row, from) in list[..rows].iter_mut().zip(from.chunks(stride)) {
+            *row = &from[..count];
+        }
+        // SAFETY: the table's instructions are there, every row has `count` floats, and `to` room for
+        // all of them.
+        unsafe { (self.kernels.table().interleave)(&list[..rows], &mut to[..rows * count]) }
     }
 
     /// A product with panels of the cache, each row and panel of which its caller has seen to exist.

@@ -3,13 +3,19 @@
 use std::mem::MaybeUninit;
 
 use super::input::{Groups, InputScratch};
-use super::{Epilogue, K_SLICE, Matrix, ROW_CHUNK, UNIT};
+use super::{Epilogue, Matrix, ROW_CHUNK, UNIT};
 use crate::kernels::Kernels;
 use crate::kernels::pack::Layout;
 use crate::kernels::pool::Shared;
 use crate::kernels::quant::{QUADS, QUANT_BLOCK, QuantTile};
 use crate::kernels::tile::Tile;
 use crate::kernels::vector::LANES;
+
+/// Bytes of f32 weights, of all panels of a tile, that serve the tiles of a chunk together; of integers
+/// half as many.
+const SLICE: usize = 16 << 10;
+/// Bytes of weights that are asked for ahead of their use, at least.
+const AHEAD: usize = 2048;
 
 /// Room for the sums of one unit and chunk; one row's worth of it is touched for one row.
 pub(super) type Sums = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
@@ -60,9 +66,24 @@ impl Call<'_> {
         }
     }
 
-    /// Whether one slice serves several tiles, so that it should stay in the first cache.
-    fn sliced(&self, chunk: &Chunk) -> bool {
-        chunk.groups.len() > 1
+    /// Bytes of weights that serve all tiles of a chunk before the next are read, if not all at once.
+    /// They should stay in the first cache. Few tiles do not hide the time until they are there, but
+    /// a smaller slice, with as much asked for ahead, does.
+    fn slice(&self, chunk: &Chunk) -> Option<usize> {
+        match chunk.groups.len() {
+            0 | 1 => None,
+            2 | 3 => Some(SLICE / 4),
+            _ => Some(SLICE),
+        }
+    }
+
+    /// How far ahead the first tile of a slice asks for weights, and the others: these find them.
+    fn ahead(slice: Option<usize>, first: bool) -> usize {
+        match (slice, first) {
+            (None, _) => AHEAD,
+            (Some(slice), true) => slice.max(AHEAD),
+            (Some(_), false) => 0,
+        }
     }
 
     fn float_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
@@ -74,17 +95,18 @@ impl Call<'_> {
             Layout::Bf16 if chunk.groups.len() > 2 => Some(table.widen_bf16),
             _ => None,
         };
-        let mut wide = MaybeUninit::<[f32; K_SLICE * LANES]>::uninit();
+        let mut wide = MaybeUninit::<[f32; SLICE / 4]>::uninit();
         let kernel = match layout {
             Layout::F16 if widen.is_none() => table.tile_f16,
             Layout::Bf16 if widen.is_none() => table.tile_bf16,
             _ => table.tile_f32,
         };
-        let slice = if self.sliced(chunk) { K_SLICE / together } else { inputs.max(1) };
+        let slice = self.slice(chunk);
+        let steps = slice.map_or(inputs.max(1), |bytes| bytes / (4 * LANES * together));
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        let slices = (0..inputs).step_by(slice);
+        let slices = (0..inputs).step_by(steps);
         for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
-            let (steps, panels) = (slice.min(inputs - k), together.min(count - p));
+            let (steps, panels) = (steps.min(inputs - k), together.min(count - p));
             // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
             // panels. Rows and panels of each tile exist (`linear` checked the lengths), `acc` holds
             // count * rows * 16.
@@ -98,17 +120,17 @@ impl Call<'_> {
                     }
                     (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
                 }
-                for (row, rows) in chunk.groups.clone().map(|group| self.groups.get(group)) {
+                for group in chunk.groups.clone() {
+                    let (row, rows) = self.groups.get(group);
                     let sums = p * chunk.rows + (row - chunk.first) * panels;
                     kernel(&Tile {
                         rows,
                         panels,
                         k: steps,
                         x: self.floats.as_ptr().add(row * inputs + k * rows),
-                        x_stride: 1,
-                        x_step: rows,
                         w,
                         w_stride,
+                        ahead: Self::ahead(slice, group == chunk.groups.start),
                         acc: acc.as_mut_ptr().add(sums * LANES),
                         acc_stride: panels * LANES,
                     });
@@ -128,14 +150,19 @@ impl Call<'_> {
         };
         // Slices are whole steps.
         let step_blocks = layout.step_columns() / QUANT_BLOCK;
-        let slice = if self.sliced(chunk) { 2 * K_SLICE / QUANT_BLOCK } else { blocks.max(1) };
+        let slice = self.slice(chunk);
+        let most = slice.map_or(blocks.max(1), |bytes| {
+            let whole = bytes / 2 / (layout.step_bytes() * self.together);
+            whole.max(1) * step_blocks
+        });
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
         let together = self.together;
-        let slices = (0..blocks).step_by(slice);
+        let slices = (0..blocks).step_by(most);
         for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
             let panels = together.min(count - p);
             let w = p * self.matrix.panel_bytes() + b / step_blocks * layout.step_bytes();
-            for (row, rows) in chunk.groups.clone().map(|group| self.groups.get(group)) {
+            for group in chunk.groups.clone() {
+                let (row, rows) = self.groups.get(group);
                 let at = row * blocks + b * rows;
                 let sums = p * chunk.rows + (row - chunk.first) * panels;
                 // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
@@ -144,7 +171,7 @@ impl Call<'_> {
                     kernel(&QuantTile {
                         rows,
                         panels,
-                        blocks: slice.min(blocks - b),
+                        blocks: most.min(blocks - b),
                         quads: std::hint::black_box(QUADS),
                         x: self.integers.integers.as_ptr().add(at * QUANT_BLOCK),
                         scales: self.integers.scales.as_ptr().add(at),
@@ -152,6 +179,7 @@ impl Call<'_> {
                         group: rows,
                         w: panel.add(w),
                         w_stride: self.matrix.panel_bytes(),
+                        ahead: Self::ahead(slice, group == chunk.groups.start),
                         acc: acc.as_mut_ptr().add(sums * LANES),
                     });
                 }
