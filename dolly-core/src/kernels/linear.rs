@@ -86,7 +86,7 @@ impl Matrix {
         let layout = layout.fitting(inputs);
         let what = || format!("weight {:?}", source.name());
         let bytes = usize::try_from(matrix_bytes(outputs, inputs, layout)).unwrap_or(usize::MAX);
-        let mut panels = Buffer::zeroed(bytes, &what())?;
+        let mut panels = Buffer::streamed(bytes, &what())?;
         let panel_bytes = layout.panel_bytes(inputs).unwrap_or(0);
         let panel_count = outputs.div_ceil(LANES);
         let kind = format!("panels {layout:?}");
