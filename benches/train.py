@@ -55,7 +55,7 @@ def peer(shape, mode, threads, steps):
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"tokens_per_second": BATCH * LENGTH / statistics.median(times[1:]), "peak_mb": peak}))
 
 

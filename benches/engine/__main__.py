@@ -108,7 +108,7 @@ class Part:
         chosen = {OURS, *bench.args.engines}
         missing = [(family, why) for (at, family), why in NOT_OFFERED.items() if at == width]
         self.unavailable = {family: why for family, why in missing if family in chosen}
-        self.lines = []
+        self.lines, self.found_limits = [], []
         for variant in variants(width):
             if variant.engine in chosen:
                 self.add(variant)
@@ -125,13 +125,21 @@ class Part:
         self.lines.append({"label": variant.label, "engine": variant.engine, "mapped": variant.mapped, "bits": bits,
                            "measures": {}, "failed": {}, "runs": [], "variant": variant, "model": model})
 
+    def limits(self):
+        """What the machine gives, before and after: it swings where it is shared."""
+        command = [self.bench.ours, "limits", str(self.bench.args.threads)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        self.found_limits.append(json.loads(done.stdout.splitlines()[-1]))
+
     def run(self):
+        self.limits()
         measures = [measure for measure in MEASURES if measure in self.bench.args.measures]
         for number in range(self.bench.args.rounds):
             for measure in measures:
                 for line in self.lines:
                     if measure in line["variant"].measures and measure not in line["failed"]:
                         self.one(line, measure, number)
+            self.limits()
 
     def one(self, line, measure, number):
         try:
@@ -163,6 +171,7 @@ class Part:
                     line["measures"]["peak"] = report.summary([run["peak_mb"] for run in runs])
         lines = [{k: v for k, v in line.items() if k not in ("variant", "model")} for line in self.lines]
         return {"shape": self.models.shape, "width": self.width, "lines": lines, "unavailable": self.unavailable,
+                "limits": self.found_limits, "shares": report.shares(lines, self.models.shape, self.found_limits),
                 "ratios": report.ratios(lines), "ratios_unmapped": report.ratios(lines, mapped_too=False)}
 
 

@@ -9,6 +9,9 @@ from environments import Unavailable, reason
 
 # Parameters, for the room a model needs on disk before it is made.
 SHAPES = {"tiny": 13e6, "160m": 162e6, "410m": 405e6, "3b": 2776e6}
+# Weights of the layers' products and of the output layer: what a step of decoding reads and what a prompt multiplies.
+WORK = {"tiny": (2 * 12 * 128**2, 50280 * 128), "160m": (12 * 12 * 768**2, 50280 * 768),
+        "410m": (24 * 12 * 1024**2, 50280 * 1024), "3b": (32 * 12 * 2560**2, 50280 * 2560)}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 OPENVINO = {

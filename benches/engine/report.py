@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from engines import LOWER_IS_BETTER, MEASURES, OURS, PEAK
+from models import WORK
 
 COLUMNS = MEASURES | {"peak": PEAK}
 
@@ -33,6 +34,36 @@ def ratios(lines, mapped_too=True):
     return found
 
 
+def shares(lines, shape, limits):
+    """Ours as a share of what the machine gave in the same run: bandwidth in decoding, arithmetic in a prompt.
+
+    By the median of the limits; an integer product is held against the same peak, that of fused multiply-adds in f32.
+    """
+    ours = next((line for line in lines if line["engine"] == OURS), None)
+    layers, head = WORK[shape]
+    found = {}
+    if ours and ours["bits"] and "decode" in ours["measures"]:
+        read = ours["measures"]["decode"]["median"] * (layers + head) * ours["bits"] / 8e9
+        found["decode"] = read / statistics.median(limit["read_gb_s"] for limit in limits)
+    if ours and "prefill" in ours["measures"]:
+        done = ours["measures"]["prefill"]["median"] * 2e-9 * layers
+        found["prefill"] = done / statistics.median(limit["fma_gflop_s"] for limit in limits)
+    return found
+
+
+def shares_line(part):
+    """The shares in a sentence."""
+    def both(key):
+        values = [limit[key] for limit in part["limits"]]
+        return f"{min(values):.0f} to {max(values):.0f}"
+
+    what = {"decode": "decoding reads weights at {:.0%} of the bandwidth",
+            "prefill": "a prompt's products run at {:.0%} of the peak"}
+    told = [what[key].format(share) for key, share in part["shares"].items()]
+    limits = f"Reading {both('read_gb_s')} GB/s, fused multiply-adds in f32 {both('fma_gflop_s')} GFLOP/s meanwhile"
+    return f"{limits}; here {', and '.join(told)}.\n" if told else f"{limits}.\n"
+
+
 def shown(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -46,8 +77,9 @@ def cell(line, measure):
     return f"{shown(found['median'])} ({shown(found['low'])} to {shown(found['high'])})"
 
 
-def section(shape, width, lines, unavailable):
+def section(part):
     """The table of one shape and width in Markdown."""
+    shape, width, lines, unavailable = (part[key] for key in ("shape", "width", "lines", "unavailable"))
     out = [f"### {shape}, {width}", "", f"| | bits/weight | {' | '.join(COLUMNS.values())} |",
            "|" + "---|" * (len(COLUMNS) + 2)]
     for line in lines:
@@ -60,6 +92,8 @@ def section(shape, width, lines, unavailable):
     if unmapped and unmapped["peer"] != best["peak"]["peer"]:
         out += [f"Peak memory beside the best peer that does not map its weights ({unmapped['peer']}): "
                 f"{unmapped['ratio']:.2f}.", ""]
+    if part["limits"]:
+        out.append(shares_line(part))
     out += [f"- {what}: {why}" for what, why in sorted(unavailable.items())]
     return "\n".join(out) + "\n"
 
@@ -76,7 +110,7 @@ def markdown(results):
         "",
     ]
     return "\n".join(head) + "\n" + "\n".join(
-        section(part["shape"], part["width"], part["lines"], part["unavailable"]) for part in results["parts"])
+        section(part) for part in results["parts"])
 
 
 def write(results, out, environments):

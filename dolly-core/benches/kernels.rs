@@ -3,15 +3,16 @@
 //! `cargo bench --bench kernels -- [threads] [isa] [formats]`. Limits and kernels are measured in the same
 //! run, medians of several rounds: on a shared machine only their ratio means something.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
-#![allow(unsafe_code, reason = "limits are measured with the instructions that reach them")]
 
-use std::hint::black_box;
 use std::time::Instant;
 
 use dolly_core::backend::Backend;
 use dolly_core::backend::cpu::{Activations, CpuBackend, CpuOptions};
 use dolly_core::model::Activation;
 use dolly_core::weights::{RowSource, WeightFormat};
+use support::limits::{fma_peak, read_bandwidth, seconds};
+
+mod support;
 
 const INPUTS: usize = 2560;
 const OUTPUTS: usize = 10_240;
@@ -35,110 +36,6 @@ impl RowSource for Pattern {
         }
         Ok(())
     }
-}
-
-/// Median seconds of a call.
-fn seconds(rounds: usize, mut call: impl FnMut()) -> f64 {
-    call();
-    let mut times: Vec<f64> = (0..rounds)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[rounds / 2]
-}
-
-/// Runs `work` on each of `threads` threads at once.
-fn together(threads: usize, work: impl Fn(usize) + Sync) {
-    std::thread::scope(|scope| {
-        for i in 1..threads {
-            let work = &work;
-            scope.spawn(move || work(i));
-        }
-        work(0);
-    });
-}
-
-/// Sums words in more registers than the latency of an addition needs.
-#[inline(always)]
-fn sum(words: &[u64]) -> [u64; 32] {
-    let mut sums = [0_u64; 32];
-    for chunk in words.as_chunks::<32>().0 {
-        for (sum, word) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(*word);
-        }
-    }
-    sums
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_avx2(words: &[u64]) -> [u64; 32] {
-    sum(words)
-}
-
-/// Bytes a second when every thread reads its share of memory far larger than the caches.
-fn read_bandwidth(threads: usize) -> f64 {
-    let words = vec![1_u64; 64 << 20];
-    let share = words.len() / threads;
-    let time = seconds(5, || {
-        together(threads, |i| {
-            let words = &words[i * share..(i + 1) * share];
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: detected in the line above.
-                black_box(unsafe { sum_avx2(words) });
-                return;
-            }
-            black_box(sum(words));
-        });
-    });
-    (share * threads * 8) as f64 / time
-}
-
-/// Floating-point operations a second of dependent-free fused multiply-adds.
-#[cfg(target_arch = "x86_64")]
-fn fma_peak(threads: usize) -> f64 {
-    use std::arch::x86_64::*;
-    macro_rules! spin {
-        ($features:literal, $splat:ident, $fma:ident, $add:ident, $first:ident) => {{
-            #[target_feature(enable = $features)]
-            fn spin(steps: usize) -> f32 {
-                let mut acc = [$splat(1.0); 12];
-                let (a, b) = ($splat(black_box(0.999)), $splat(black_box(1e-9)));
-                for _ in 0..steps {
-                    for acc in &mut acc {
-                        *acc = $fma(*acc, a, b);
-                    }
-                }
-                $first(acc[1..].iter().fold(acc[0], |sum, acc| $add(sum, *acc)))
-            }
-            spin as unsafe fn(usize) -> f32
-        }};
-    }
-    let (spin, lanes) = if is_x86_feature_detected!("avx512f") {
-        (spin!("avx512f", _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_cvtss_f32), 16)
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        (spin!("avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_cvtss_f32), 8)
-    } else {
-        return f64::NAN;
-    };
-    let steps = 2_000_000;
-    let time = seconds(5, || {
-        together(threads, |_| {
-            // SAFETY: the features were detected above.
-            black_box(unsafe { spin(steps) });
-        });
-    });
-    (threads * steps * 12 * lanes * 2) as f64 / time
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn fma_peak(_threads: usize) -> f64 {
-    f64::NAN
 }
 
 fn input(backend: &CpuBackend, rows: usize, width: usize) -> Activations {
