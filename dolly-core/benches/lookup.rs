@@ -1,6 +1,6 @@
 //! What drafts looked up in the prompt gain, and what they cost where nothing is quoted.
 //!
-//! `cargo bench -p dolly-core --bench lookup -- ROWS.jsonl FOLDER [FORMAT] [threads] [rows]`
+//! `cargo bench -p dolly-core --bench lookup -- ROWS.jsonl FOLDER [FORMAT] [threads] [rows] [draft]`
 //!
 //! ROWS is databricks-dolly-15k. **Quoting**: rows of closed_qa, information_extraction and
 //! summarization at least half of whose answer stands in their context, in runs of four tokens or more,
@@ -26,8 +26,6 @@ use support::Noise;
 
 mod support;
 
-/// Tokens of a draft, at most.
-const DRAFT: usize = 16;
 /// Shortest run of tokens that counts as a quotation.
 const QUOTATION: usize = 4;
 /// Tokens of an answer without which a row is left out.
@@ -171,17 +169,17 @@ fn write_model(directory: &Path, scripts: &[Script]) {
 /// Answers one row.
 type Answer<'a> = &'a dyn Fn(&GenerateOptions) -> dolly_core::Result<Generation>;
 
-/// Seconds after the first token, and the ids.
-fn time(answer: Answer<'_>, options: &GenerateOptions) -> (f64, Vec<u32>) {
+/// Seconds after the first token, and the whole answer.
+fn time(answer: Answer<'_>, options: &GenerateOptions) -> (f64, Generation) {
     let time = |max_new_tokens| {
         let options = GenerateOptions { max_new_tokens, ..options.clone() };
         let start = Instant::now();
         let answer = answer(&options).unwrap();
-        (start.elapsed().as_secs_f64(), answer.token_ids)
+        (start.elapsed().as_secs_f64(), answer)
     };
     let first = time(1).0;
-    let (whole, ids) = time(options.max_new_tokens);
-    (whole - first, ids)
+    let (whole, answer) = time(options.max_new_tokens);
+    (whole - first, answer)
 }
 
 /// Totals of a set of rows.
@@ -191,16 +189,21 @@ struct Totals {
     tokens: usize,
     plain: f64,
     drafted: f64,
+    guessed: usize,
+    accepted: usize,
     ratios: Vec<f64>,
 }
 
 impl Totals {
-    fn add(&mut self, answer: Answer<'_>, plain: &GenerateOptions) -> Vec<u32> {
-        let drafts = GenerateOptions { prompt_lookup: Some(DRAFT), ..plain.clone() };
+    fn add(&mut self, answer: Answer<'_>, plain: &GenerateOptions, draft: usize) -> Vec<u32> {
+        let drafts = GenerateOptions { prompt_lookup: Some(draft), ..plain.clone() };
         // So that the prompt is known to both.
         answer(&GenerateOptions { max_new_tokens: 2, ..plain.clone() }).unwrap();
         let ((alone, ids), (drafted, same)) = (time(answer, plain), time(answer, &drafts));
-        assert_eq!(ids, same, "drafts changed an answer");
+        let ids = ids.token_ids;
+        assert_eq!(ids, same.token_ids, "drafts changed an answer");
+        self.guessed += same.usage.drafted_tokens;
+        self.accepted += same.usage.accepted_tokens;
         self.rows += 1;
         self.tokens += ids.len().saturating_sub(1);
         self.plain += alone;
@@ -216,6 +219,7 @@ impl Totals {
             "{}",
             json!({
                 "rows": what, "count": self.rows, "tokens": self.tokens,
+                "drafted": self.guessed, "accepted": self.accepted,
                 "tokens_per_second": plain, "with_drafts": drafted, "ratio": drafted / plain,
                 "row_ratio_lowest": self.ratios.first(),
                 "row_ratio_median": self.ratios.get(self.ratios.len() / 2),
@@ -232,6 +236,7 @@ fn main() {
     let format = word(0, "f16").parse().unwrap();
     let threads = word(1, "2").parse().unwrap();
     let most = word(2, "24").parse().unwrap();
+    let draft = word(3, "10").parse().unwrap();
     let text = std::fs::read_to_string(data).unwrap();
     let rows: Vec<Row> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/dolly-nano");
@@ -247,8 +252,11 @@ fn main() {
         let max_new_tokens = script.answer.len();
         let plain =
             GenerateOptions { max_new_tokens, ignore_end: true, ..GenerateOptions::greedy() };
-        let ids =
-            quoting.add(&|options| pipe.complete(Prompt::Ids(&script.prompt), options), &plain);
+        let ids = quoting.add(
+            &|options| pipe.complete(Prompt::Ids(&script.prompt), options),
+            &plain,
+            draft,
+        );
         assert_eq!(ids, script.answer, "not the answer it was made for");
     }
     quoting.print("quoting");
@@ -259,7 +267,7 @@ fn main() {
     for row in others.take(most) {
         let plain = GenerateOptions { max_new_tokens: 128, ..GenerateOptions::greedy() };
         let instruction = row.instruction.as_str();
-        elsewhere.add(&|options| nano.generate(instruction, options), &plain);
+        elsewhere.add(&|options| nano.generate(instruction, options), &plain, draft);
     }
     elsewhere.print("elsewhere");
 }
