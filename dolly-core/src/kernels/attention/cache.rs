@@ -12,11 +12,16 @@
 //! ```
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::backend::CacheFormat;
 use crate::error::{Error, Result};
 use crate::kernels::buffer::Buffer;
+use crate::kernels::portable::f32_to_f16;
 use crate::kernels::vector::LANES;
+
+/// Elements that are narrowed to f16 together: singly, each asks anew what the CPU can do.
+const PART: usize = 8 * LANES;
 
 /// Keys and values of one sequence, all layers and heads.
 pub(crate) struct KvCache {
@@ -111,29 +116,30 @@ impl Head<'_> {
     /// Writes key and value of a position; both have `dim` elements.
     pub(super) fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
         match self.shape.format {
-            CacheFormat::F32 => self.write_as(position, key, value, f32::to_ne_bytes),
-            CacheFormat::F16 => self.write_as(position, key, value, |x| narrow(x).to_ne_bytes()),
+            CacheFormat::F32 => {
+                scatter_key(self.shape, self.keys, (position, 0), key, |x| x.to_ne_bytes());
+                scatter_value(self.shape, self.values, (position, 0), value, |x| x.to_ne_bytes());
+            }
+            CacheFormat::F16 => {
+                let mut halves = [f16::ZERO; PART];
+                for (part, (key, value)) in key.chunks(PART).zip(value.chunks(PART)).enumerate() {
+                    let (at, halves) = ((position, part * PART), &mut halves[..key.len()]);
+                    narrow(key, halves);
+                    scatter_key(self.shape, self.keys, at, halves, |x| x.to_ne_bytes());
+                    narrow(value, halves);
+                    scatter_value(self.shape, self.values, at, halves, |x| x.to_ne_bytes());
+                }
+            }
             CacheFormat::Q8_0 => {
                 let (key_scale, value_scale) = (scale_of(key), scale_of(value));
                 set_scale(self.key_scales, position, key_scale);
                 set_scale(self.value_scales, position, value_scale);
                 let (k, v) = (inverse(key_scale), inverse(value_scale));
                 let integer = |x: f32, by: f32| (x * by).round_ties_even() as i8 as u8;
-                scatter_key(self.shape, self.keys, position, key, |x| [integer(x, k)]);
-                scatter_value(self.shape, self.values, position, value, |x| [integer(x, v)]);
+                scatter_key(self.shape, self.keys, (position, 0), key, |x| [integer(x, k)]);
+                scatter_value(self.shape, self.values, (position, 0), value, |x| [integer(x, v)]);
             }
         }
-    }
-
-    fn write_as<const N: usize>(
-        &mut self,
-        position: usize,
-        key: &[f32],
-        value: &[f32],
-        convert: impl Fn(f32) -> [u8; N] + Copy,
-    ) {
-        scatter_key(self.shape, self.keys, position, key, convert);
-        scatter_value(self.shape, self.values, position, value, convert);
     }
 
     /// `scores[j] *= scale of key start + j`, where keys have scales.
@@ -147,10 +153,19 @@ impl Head<'_> {
     }
 }
 
-/// The nearest f16, the largest one for finite values beyond: infinity would make the row NaN.
-fn narrow(x: f32) -> f16 {
+/// The nearest f16 of up to [`PART`] values, the largest one for finite values beyond: infinity would
+/// make the row NaN.
+fn narrow(from: &[f32], to: &mut [f16]) {
     let most = f32::from(f16::MAX);
-    f16::from_f32(if x.is_finite() { x.clamp(-most, most) } else { x })
+    let mut clamped = [0.0; PART];
+    for (to, x) in clamped.iter_mut().zip(from) {
+        *to = if x.is_finite() { x.clamp(-most, most) } else { *x };
+    }
+    if cfg!(miri) {
+        to.iter_mut().zip(clamped).for_each(|(to, x)| *to = f32_to_f16(x));
+    } else {
+        to.convert_from_f32_slice(&clamped[..to.len()]);
+    }
 }
 
 /// The scale of a row's integers; NaN where the row has a value that is not finite.
@@ -173,29 +188,33 @@ fn times_scales(scales: &[u8], start: usize, row: &mut [f32]) {
     }
 }
 
-fn scatter_key<const N: usize>(
+/// Writes elements of a key from one on: `at` is position and element.
+fn scatter_key<T: Copy, const N: usize>(
     shape: HeadShape,
     keys: &mut [u8],
-    position: usize,
-    key: &[f32],
-    convert: impl Fn(f32) -> [u8; N],
+    at: (usize, usize),
+    key: &[T],
+    convert: impl Fn(T) -> [u8; N],
 ) {
-    let first = position / LANES * shape.dim * LANES + position % LANES;
+    let (position, element) = at;
+    let first = (position / LANES * shape.dim + element) * LANES + position % LANES;
     let cells = keys.as_chunks_mut::<N>().0[first..].iter_mut().step_by(LANES);
     for (cell, x) in cells.zip(key) {
         *cell = convert(*x);
     }
 }
 
-fn scatter_value<const N: usize>(
+/// Writes elements of a value from one on, a multiple of sixteen: `at` is position and element.
+fn scatter_value<T: Copy, const N: usize>(
     shape: HeadShape,
     values: &mut [u8],
-    position: usize,
-    value: &[f32],
-    convert: impl Fn(f32) -> [u8; N],
+    at: (usize, usize),
+    value: &[T],
+    convert: impl Fn(T) -> [u8; N],
 ) {
+    let (position, element) = at;
     let groups = values.as_chunks_mut::<N>().0.chunks_exact_mut(shape.tokens * LANES);
-    for (group, value) in groups.zip(value.chunks(LANES)) {
+    for (group, value) in groups.skip(element / LANES).zip(value.chunks(LANES)) {
         for (cell, x) in group[position * LANES..].iter_mut().zip(value) {
             *cell = convert(*x);
         }
