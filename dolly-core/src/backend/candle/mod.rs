@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 
 use self::attention::{Step, Tables};
-use self::cache::CandleCache;
+pub use self::cache::CandleCache;
 use self::weights::{Held, Matrix};
 use crate::backend::{Backend, CacheFormat, RotaryTable, Span};
 use crate::error::{Error, Result, try_vec};

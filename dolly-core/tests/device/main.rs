@@ -3,8 +3,9 @@
 //! `DOLLY_TEST_DEVICE=cuda` (or `cuda:N`) runs it on a GPU; unset, the same code runs on candle's
 //! CPU tensors. All files are in the program: it can be copied to a machine with a GPU and run
 //! there.
-#![cfg(feature = "candle")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+
+mod attention;
 
 use dolly_core::{
     CacheFormat, Device, Error, GenerateOptions, Pipeline, PipelineBuilder, Prompt, WeightFormat,
@@ -24,9 +25,9 @@ macro_rules! models {
     ($($name:literal)*) => {
         [$(Model {
             name: $name,
-            config: include_bytes!(concat!("../../tests/golden/parity/", $name, "/config.json")),
-            weights: include_bytes!(concat!("../../tests/golden/parity/", $name, "/model.safetensors")),
-            golden: include_bytes!(concat!("../../tests/golden/parity/", $name, "/golden.safetensors")),
+            config: include_bytes!(concat!("../../../tests/golden/parity/", $name, "/config.json")),
+            weights: include_bytes!(concat!("../../../tests/golden/parity/", $name, "/model.safetensors")),
+            golden: include_bytes!(concat!("../../../tests/golden/parity/", $name, "/golden.safetensors")),
         }),*]
     };
 }
@@ -36,12 +37,12 @@ const MODELS: [Model; 12] = models! {
     "rotary_full" "rotary_half_base_5000" "act_relu" "act_silu" "act_quick_gelu"
 };
 
-const KQUANTS: &[u8] = include_bytes!("../../tests/golden/kquants/model.gguf");
+const KQUANTS: &[u8] = include_bytes!("../../../tests/golden/kquants/model.gguf");
 
 const NANO: [(&str, &[u8]); 3] = [
-    ("config.json", include_bytes!("../../models/dolly-nano/config.json")),
-    ("tokenizer.json", include_bytes!("../../models/dolly-nano/tokenizer.json")),
-    ("model.safetensors", include_bytes!("../../models/dolly-nano/model.safetensors")),
+    ("config.json", include_bytes!("../../../models/dolly-nano/config.json")),
+    ("tokenizer.json", include_bytes!("../../../models/dolly-nano/tokenizer.json")),
+    ("model.safetensors", include_bytes!("../../../models/dolly-nano/model.safetensors")),
 ];
 
 /// Largest difference of a logit in f32: on the CPU as for the kernels, on a GPU with other sums.
