@@ -30,8 +30,8 @@ const SHORT: usize = 64;
 const LONG: usize = 512;
 /// Decoding steps of a sample.
 const STEPS: usize = 64;
-/// Prompt tokens run in one step: the engine's, and all at once.
-const CHUNKS: [usize; 2] = [256, 2048];
+/// Prompt tokens run in one step: the engine's on a GPU, and half of that.
+const CHUNKS: [usize; 2] = [512, 256];
 
 fn config(shape: &str) -> Config {
     let (hidden, layers, heads) = match shape {

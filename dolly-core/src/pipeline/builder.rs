@@ -26,9 +26,13 @@ const LEAST_PREFIX_BYTES: u64 = 64 << 20;
 /// Tokens over which the bytes of one are averaged: a backend may round a cache up.
 const PER_TOKEN: usize = 64;
 
+/// As [`PREFILL_CHUNK`] on a GPU, where a few hundred rows only just hide the reading of the weights;
+/// the scores of a chunk are held, so that more would cost memory.
+#[cfg(feature = "candle")]
+const GPU_PREFILL_CHUNK: usize = 512;
 /// Of the memory of a GPU that is free, this share is left to the buffers of a step.
 #[cfg(feature = "candle")]
-const GPU_RESERVE: u64 = 16;
+const GPU_RESERVE: u64 = 10;
 
 /// Where the network runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -88,6 +92,7 @@ pub struct PipelineBuilder {
     context_length: Option<usize>,
     memory_limit: Option<u64>,
     max_batch: usize,
+    prefill_chunk: usize,
     kv_cache: Option<CacheFormat>,
     prefix_cache: Option<u64>,
     reference: bool,
@@ -125,6 +130,7 @@ impl PipelineBuilder {
             context_length: None,
             memory_limit: None,
             max_batch: 64,
+            prefill_chunk: PREFILL_CHUNK,
             kv_cache: None,
             prefix_cache: None,
             reference: false,
@@ -363,6 +369,7 @@ impl PipelineBuilder {
         // The rest is for the buffers of a step.
         let usable = free - free / GPU_RESERVE;
         self.memory_limit = Some(self.memory_limit.map_or(usable, |limit| limit.min(usable)));
+        self.prefill_chunk = GPU_PREFILL_CHUNK;
         self.finish(CandleBackend::on(gpu, compute), checkpoint, opened)
     }
 
@@ -408,7 +415,7 @@ impl PipelineBuilder {
         let share = model.weight_bytes() / PREFIX_SHARE;
         let limits = Limits {
             max_batch: self.max_batch,
-            prefill_chunk: PREFILL_CHUNK,
+            prefill_chunk: self.prefill_chunk,
             cache_bytes: memory_limit.map(|limit| limit.saturating_sub(model.weight_bytes())),
             prefix_bytes: self.prefix_cache.unwrap_or_else(|| share.max(LEAST_PREFIX_BYTES)),
         };

@@ -25,6 +25,9 @@ const PACKAGES: [&str; 5] = [
 const RELEASE: &str = "13000";
 /// Compute capability built for unless another is asked for: Hopper's.
 const CAPABILITY: &str = "90";
+/// The programs, and the targets of dolly-core that they are.
+const PROGRAMS: [(&str, [&str; 2]); 2] =
+    [("dolly-cuda-tests", ["--test", "device"]), ("dolly-cuda-bench", ["--bench", "device"])];
 /// Bytes of both programs together that are easily carried.
 const MOST_BYTES: u64 = 60 << 20;
 
@@ -55,9 +58,12 @@ pub fn build(root: &Path, capability: Option<&str>) -> Outcome {
     if total > MOST_BYTES {
         return Err(format!("the programs have {total} bytes; {MOST_BYTES} are allowed"));
     }
-    for program in &made {
-        println!("{}", program.display());
+    eprintln!("\nAnother build with the feature `cuda` needs:");
+    for (name, value) in toolkit.environment()?.iter().filter(|(name, _)| *name != "PATH") {
+        eprintln!("export {name}={}", value.display());
     }
+    eprintln!("\n{total} bytes, for compute capability {}:", toolkit.capability);
+    made.iter().for_each(|program| println!("{}", program.display()));
     Ok(())
 }
 
@@ -89,25 +95,29 @@ impl Toolkit {
         Ok(Self { home, linked, capability: capability.to_owned() })
     }
 
+    /// What builds with the feature `cuda` must find in their environment.
+    fn environment(&self) -> Outcome<Vec<(&'static str, OsString)>> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let first = std::iter::once(self.home.join("bin"));
+        let path = std::env::join_paths(first.chain(std::env::split_paths(&path)));
+        Ok(vec![
+            ("PATH", path.map_err(|error| error.to_string())?),
+            ("NVCC", self.home.join("bin/nvcc").into()),
+            ("CUDA_HOME", self.home.clone().into()),
+            ("CUDA_ROOT", self.linked.clone().into()),
+            ("CUDARC_CUDA_VERSION", RELEASE.into()),
+            ("CUDA_COMPUTE_CAP", self.capability.clone().into()),
+        ])
+    }
+
     /// Compiles one target of dolly-core in the release profile; gives the program's path.
     fn compile(&self, root: &Path, target: &[&str; 2]) -> Outcome<PathBuf> {
         let mut build = cargo(root, &["build", "--release", "--package", "dolly-core"]);
-        build.args(target).args([
-            "--features",
-            "cuda",
-            "--message-format",
-            "json-render-diagnostics",
-        ]);
-        build.arg("--target-dir").arg(root.join("target/cuda/build"));
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let first = std::iter::once(self.home.join("bin"));
-        let path: OsString = std::env::join_paths(first.chain(std::env::split_paths(&path)))
-            .map_err(|error| error.to_string())?;
+        build.args(target).args(["--features", "cuda"]);
+        build.args(["--message-format", "json-render-diagnostics"]);
+        build.arg("--target-dir").arg(root.join("target/cuda/build")).envs(self.environment()?);
         // Optimising across crates takes minutes and gains nothing here: the time is the GPU's.
-        build.env("CARGO_PROFILE_RELEASE_LTO", "off").env("PATH", path);
-        build.env("NVCC", self.home.join("bin/nvcc")).env("CUDA_HOME", &self.home);
-        build.env("CUDA_ROOT", &self.linked).env("CUDARC_CUDA_VERSION", RELEASE);
-        build.env("CUDA_COMPUTE_CAP", &self.capability);
+        build.env("CARGO_PROFILE_RELEASE_LTO", "off");
         let messages = output(&mut build)?;
         executable(&String::from_utf8_lossy(&messages), target[1])
     }
