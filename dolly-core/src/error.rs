@@ -107,12 +107,12 @@ pub enum Error {
         /// Bytes allowed.
         limit: u64,
     },
-    /// The allocator refused a request of a known size.
-    #[error("out of memory: {what} needs {bytes} bytes")]
+    /// The allocator refused a request.
+    #[error("out of memory: {what}{}", of_bytes(*bytes))]
     OutOfMemory {
         /// What was to be allocated.
         what: String,
-        /// Its size in bytes.
+        /// Its size in bytes; 0 where a device does not say.
         bytes: u64,
     },
     /// The device is not there, or this build cannot use it.
@@ -254,6 +254,14 @@ impl Error {
         allowed: &'static str,
     ) -> Self {
         Self::InvalidOption { name, value: value.to_string(), allowed }
+    }
+}
+
+/// How the bytes that could not be had stand in their message.
+fn of_bytes(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" needs {bytes} bytes"),
     }
 }
 

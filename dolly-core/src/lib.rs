@@ -36,6 +36,7 @@
 //! - `hf-hub`: download models from a hub that speaks the Hugging Face protocol.
 //! - `parquet`: read instruction data from Parquet files.
 //! - `candle`: the reference backend on candle tensors ([`PipelineBuilder::reference`]).
+//! - `cuda`: NVIDIA GPUs through candle ([`Device::Cuda`]); needs nvcc to build.
 //!
 //! # Promises
 //!

@@ -151,7 +151,8 @@ pub unsafe extern "C" fn dolly_loader_new(
     }
 }
 
-/// Where the network runs: "auto", "cpu", "cuda" or "cuda:N".
+/// Where the network runs: "auto", "cpu", "cuda" or "cuda:N". A GPU needs a library built with CUDA
+/// and a driver; "auto" takes it where both are.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dolly_loader_set_device(
     loader: *mut dolly_loader,

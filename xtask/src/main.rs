@@ -5,6 +5,7 @@
 mod cinstall;
 mod command;
 mod ctests;
+mod cuda;
 mod header;
 mod long;
 mod python;
@@ -23,6 +24,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   header         write include/dolly.h anew
   wheel          build the Python wheel for this system into target/wheels
   wheel --old    the same for every Linux with glibc 2.28 or newer
+  cuda [CAP]     build the GPU's test and bench programs into target/cuda, for a compute capability (90)
   install DIR    install the C library, header and model under DIR";
 
 fn main() -> ExitCode {
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         ["header"] => test::write_header(&root),
         ["wheel"] => wheel(&root, python::Reach::ThisSystem),
         ["wheel", "--old"] => wheel(&root, python::Reach::OlderSystems),
+        ["cuda"] => cuda::build(&root, None),
+        ["cuda", capability] => cuda::build(&root, Some(capability)),
         ["install", directory] => test::install(&root, Path::new(directory)).map(drop),
         _ => Err(USAGE.to_owned()),
     };

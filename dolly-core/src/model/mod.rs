@@ -3,6 +3,8 @@
 mod config;
 mod load;
 mod neox;
+#[cfg(feature = "candle")]
+mod random;
 
 pub(crate) use config::GGUF_HIDDEN_ACT;
 pub(crate) use config::dtype_name;

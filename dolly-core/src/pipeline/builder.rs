@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+#[cfg(feature = "candle")]
+use crate::backend::candle::{CandleBackend, Compute, Gpu};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, CacheFormat};
 use crate::error::{Error, Result};
@@ -23,6 +25,14 @@ const PREFIX_SHARE: u64 = 16;
 const LEAST_PREFIX_BYTES: u64 = 64 << 20;
 /// Tokens over which the bytes of one are averaged: a backend may round a cache up.
 const PER_TOKEN: usize = 64;
+
+/// As [`PREFILL_CHUNK`] on a GPU, where a few hundred rows only just hide the reading of the weights;
+/// the scores of a chunk are held, so that more would cost memory.
+#[cfg(feature = "candle")]
+const GPU_PREFILL_CHUNK: usize = 512;
+/// Of the memory of a GPU that is free, this share is left to the buffers of a step.
+#[cfg(feature = "candle")]
+const GPU_RESERVE: u64 = 10;
 
 /// Where the network runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -82,15 +92,30 @@ pub struct PipelineBuilder {
     context_length: Option<usize>,
     memory_limit: Option<u64>,
     max_batch: usize,
+    prefill_chunk: usize,
     kv_cache: Option<CacheFormat>,
     prefix_cache: Option<u64>,
     reference: bool,
+    #[cfg(feature = "candle")]
+    as_on_gpu: bool,
     adapter: Option<PathBuf>,
     packed_weights: Option<PathBuf>,
     source: SourceOptions,
     cancel: CancelToken,
     on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
     on_download: Option<Box<OnDownload>>,
+}
+
+/// A GPU; a build without candle has none.
+#[cfg(not(feature = "candle"))]
+enum Gpu {}
+
+#[cfg(not(feature = "candle"))]
+impl Gpu {
+    fn open(index: usize) -> Result<Self> {
+        let reason = crate::backend::NO_CUDA.to_owned();
+        Err(Error::Device { device: Device::Cuda(index).to_string(), reason })
+    }
 }
 
 type OnDownload = dyn FnMut(DownloadProgress<'_>) + Send;
@@ -105,9 +130,12 @@ impl PipelineBuilder {
             context_length: None,
             memory_limit: None,
             max_batch: 64,
+            prefill_chunk: PREFILL_CHUNK,
             kv_cache: None,
             prefix_cache: None,
             reference: false,
+            #[cfg(feature = "candle")]
+            as_on_gpu: false,
             adapter: None,
             packed_weights: None,
             source: SourceOptions::from_env(),
@@ -118,6 +146,10 @@ impl PipelineBuilder {
     }
 
     /// Where the network runs; [`Device::Auto`] unless set.
+    ///
+    /// A GPU needs a build with the feature `cuda`. On one, [`threads`](Self::threads) and
+    /// [`packed_weights`](Self::packed_weights) have no meaning, and results equal the CPU's within
+    /// rounding only.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
@@ -141,7 +173,8 @@ impl PipelineBuilder {
         self
     }
 
-    /// Bytes the weights and caches may take together; checked before anything is allocated.
+    /// Bytes the weights and caches may take together; checked before anything is allocated. On a
+    /// GPU, unless less is allowed, most of what is free there.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.memory_limit = Some(bytes);
         self
@@ -154,8 +187,9 @@ impl PipelineBuilder {
     }
 
     /// How keys and values of running sequences and kept prefixes are held; unless set,
-    /// [`CacheFormat::F32`] with weights in f32, else [`CacheFormat::F16`]. The reference backend
-    /// always holds f32.
+    /// [`CacheFormat::F32`] with weights in f32, else [`CacheFormat::F16`]; on a GPU in bf16 with
+    /// weights in bf16. A GPU does not hold [`CacheFormat::Q8_0`]; the reference backend always
+    /// holds f32.
     pub fn kv_cache(mut self, format: CacheFormat) -> Self {
         self.kv_cache = Some(format);
         self
@@ -223,6 +257,14 @@ impl PipelineBuilder {
         self
     }
 
+    /// Runs the network on the CPU with the tensors and operations that a GPU gets; for tests.
+    #[cfg(feature = "candle")]
+    #[doc(hidden)]
+    pub fn as_on_gpu(mut self, as_on_gpu: bool) -> Self {
+        self.as_on_gpu = as_on_gpu;
+        self
+    }
+
     /// Called after every tensor, on the thread that calls [`build`](Self::build).
     pub fn on_progress(mut self, call: impl FnMut(LoadProgress) + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(call));
@@ -248,6 +290,7 @@ impl PipelineBuilder {
     /// memory limit, an option outside its range, or a device this build cannot use.
     pub fn build(mut self) -> Result<Pipeline> {
         self.validate()?;
+        let gpu = self.gpu()?;
         let mut on_download = self.on_download.take();
         let mut watch = |progress: DownloadProgress<'_>| {
             if let Some(call) = &mut on_download {
@@ -268,6 +311,9 @@ impl PipelineBuilder {
             return self.build_reference(&checkpoint, opened);
         }
         let format = main_format(&checkpoint, &opened.config, self.format)?;
+        if let Some(gpu) = gpu {
+            return self.build_gpu(gpu, &checkpoint, opened, format);
+        }
         let cache = match (self.kv_cache, format) {
             (Some(cache), _) => cache,
             (None, WeightFormat::F32) => CacheFormat::F32,
@@ -282,9 +328,54 @@ impl PipelineBuilder {
         Ok(pipeline)
     }
 
+    /// The GPU that is asked for, or that answers where any device will do.
+    fn gpu(&self) -> Result<Option<Gpu>> {
+        #[cfg(feature = "candle")]
+        if self.as_on_gpu {
+            return Ok(Some(Gpu::stand_in()));
+        }
+        match self.device {
+            _ if self.reference => Ok(None),
+            Device::Cpu => Ok(None),
+            Device::Cuda(index) => Gpu::open(index).map(Some),
+            Device::Auto => match Gpu::open(0) {
+                Ok(gpu) => Ok(Some(gpu)),
+                Err(error) => {
+                    tracing::debug!(%error, "no GPU is used");
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    #[cfg(not(feature = "candle"))]
+    fn build_gpu(self, gpu: Gpu, _: &Checkpoint, _: Opened, _: WeightFormat) -> Result<Pipeline> {
+        match gpu {}
+    }
+
+    #[cfg(feature = "candle")]
+    fn build_gpu(
+        mut self,
+        gpu: Gpu,
+        checkpoint: &Checkpoint,
+        opened: Opened,
+        format: WeightFormat,
+    ) -> Result<Pipeline> {
+        let compute = match self.kv_cache {
+            Some(cache) => Compute::with_cache(cache)?,
+            None => Compute::with_weights(format),
+        };
+        let free = gpu.free_bytes()?;
+        // The rest is for the buffers of a step.
+        let usable = free - free / GPU_RESERVE;
+        self.memory_limit = Some(self.memory_limit.map_or(usable, |limit| limit.min(usable)));
+        self.prefill_chunk = GPU_PREFILL_CHUNK;
+        self.finish(CandleBackend::on(gpu, compute), checkpoint, opened)
+    }
+
     #[cfg(feature = "candle")]
     fn build_reference(self, checkpoint: &Checkpoint, opened: Opened) -> Result<Pipeline> {
-        self.finish(crate::backend::candle::CandleBackend::cpu(), checkpoint, opened)
+        self.finish(CandleBackend::cpu(), checkpoint, opened)
     }
 
     #[cfg(not(feature = "candle"))]
@@ -298,10 +389,6 @@ impl PipelineBuilder {
         }
         if !(1..=1024).contains(&self.max_batch) {
             return Err(Error::option("max_batch", self.max_batch, "1 to 1024"));
-        }
-        if let Device::Cuda(_) = self.device {
-            let reason = "this build has no CUDA backend".to_owned();
-            return Err(Error::Device { device: self.device.to_string(), reason });
         }
         Ok(())
     }
@@ -328,7 +415,7 @@ impl PipelineBuilder {
         let share = model.weight_bytes() / PREFIX_SHARE;
         let limits = Limits {
             max_batch: self.max_batch,
-            prefill_chunk: PREFILL_CHUNK,
+            prefill_chunk: self.prefill_chunk,
             cache_bytes: memory_limit.map(|limit| limit.saturating_sub(model.weight_bytes())),
             prefix_bytes: self.prefix_cache.unwrap_or_else(|| share.max(LEAST_PREFIX_BYTES)),
         };

@@ -64,7 +64,8 @@ def pipeline(
         A hub id such as ``"databricks/dolly-v2-3b"``, a directory, a ``.gguf`` file, or
         ``"dolly-nano"``, which is bundled.
     device : str or int
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a number is a GPU's, -1 the CPU.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a number is a GPU's, -1 the CPU. A GPU
+        needs a build with the feature ``cuda`` and a driver; ``"auto"`` takes it where both are.
     dtype : {"auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k"}
         How weights are held in memory; ``"auto"`` is as stored, matrix by matrix. GGUF's Q4_K and
         Q6_K are kept as they are; its Q4_1, Q5_0, Q5_1 and Q5_K are held as ``"q8_0"``. Asked for

@@ -1,0 +1,134 @@
+//! `cargo xtask cuda`: programs for a machine with a GPU, built on one that has neither GPU nor
+//! toolkit.
+//!
+//! The compiler comes from the Python package index into an environment under `target/`. CUDA's
+//! runtime is linked statically; the driver and the other libraries are loaded when first called
+//! (`lazy.rs`), so that the programs start without them too.
+
+mod lazy;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command::{Outcome, cargo, output, program, run};
+
+/// The compiler and the headers it reads, of one release of CUDA.
+const PACKAGES: [&str; 5] = [
+    "nvidia-cuda-nvcc==13.0.*",
+    "nvidia-nvvm==13.0.*",
+    "nvidia-cuda-crt==13.0.*",
+    "nvidia-cuda-runtime==13.0.*",
+    "nvidia-cuda-cccl==13.0.*",
+];
+/// That release, as cudarc wants it.
+const RELEASE: &str = "13000";
+/// Compute capability built for unless another is asked for: Hopper's.
+const CAPABILITY: &str = "90";
+/// The programs, and the targets of dolly-core that they are.
+const PROGRAMS: [(&str, [&str; 2]); 2] =
+    [("dolly-cuda-tests", ["--test", "device"]), ("dolly-cuda-bench", ["--bench", "device"])];
+/// Bytes of both programs together that are easily carried.
+const MOST_BYTES: u64 = 60 << 20;
+
+/// Where the compiler and what is linked are.
+struct Toolkit {
+    /// nvcc, its parts and the headers.
+    home: PathBuf,
+    /// `lib/` of it has what is linked.
+    linked: PathBuf,
+    capability: String,
+}
+
+/// Builds the test program and the bench program for a compute capability (90 unless given).
+pub fn build(root: &Path, capability: Option<&str>) -> Outcome {
+    let toolkit = Toolkit::create(root, capability.unwrap_or(CAPABILITY))?;
+    let mut total = 0;
+    let mut made = Vec::new();
+    for (name, target) in
+        [("dolly-cuda-tests", ["--test", "device"]), ("dolly-cuda-bench", ["--bench", "device"])]
+    {
+        let built = toolkit.compile(root, &target)?;
+        let program = root.join("target/cuda").join(name);
+        std::fs::copy(&built, &program).map_err(|e| format!("{}: {e}", built.display()))?;
+        run(Command::new("strip").arg(&program))?;
+        total += std::fs::metadata(&program).map_err(|e| e.to_string())?.len();
+        made.push(program);
+    }
+    if total > MOST_BYTES {
+        return Err(format!("the programs have {total} bytes; {MOST_BYTES} are allowed"));
+    }
+    eprintln!("\nAnother build with the feature `cuda` needs:");
+    for (name, value) in toolkit.environment()?.iter().filter(|(name, _)| *name != "PATH") {
+        eprintln!("export {name}={}", value.display());
+    }
+    eprintln!("\n{total} bytes, for compute capability {}:", toolkit.capability);
+    made.iter().for_each(|program| println!("{}", program.display()));
+    Ok(())
+}
+
+impl Toolkit {
+    /// Brings the compiler and makes the stand-ins.
+    fn create(root: &Path, capability: &str) -> Outcome<Self> {
+        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            return Err("the CUDA programs are built on x86-64 Linux only".to_owned());
+        }
+        let directory = root.join("target/cuda/toolkit");
+        let venv = directory.join("venv");
+        let python = venv.join("bin/python");
+        if !python.exists() {
+            let system = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
+            run(program(root, system, &["-m", "venv"]).arg(&venv))?;
+        }
+        run(program(root, &python, &["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+        let ask = "import sysconfig; print(sysconfig.get_path('platlib'))";
+        let packages = output(&mut program(root, &python, &["-c", ask]))?;
+        let home = Path::new(String::from_utf8_lossy(&packages).trim()).join("nvidia/cu13");
+        let linked = directory.join("linked");
+        let libraries = linked.join("lib");
+        std::fs::create_dir_all(&libraries).map_err(|e| e.to_string())?;
+        // Under the name that `-lcudart` looks for.
+        let runtime = home.join("lib/libcudart_static.a");
+        std::fs::copy(&runtime, libraries.join("libcudart.a"))
+            .map_err(|e| format!("{}: {e}", runtime.display()))?;
+        lazy::make(root, &libraries)?;
+        Ok(Self { home, linked, capability: capability.to_owned() })
+    }
+
+    /// What builds with the feature `cuda` must find in their environment.
+    fn environment(&self) -> Outcome<Vec<(&'static str, OsString)>> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let first = std::iter::once(self.home.join("bin"));
+        let path = std::env::join_paths(first.chain(std::env::split_paths(&path)));
+        Ok(vec![
+            ("PATH", path.map_err(|error| error.to_string())?),
+            ("NVCC", self.home.join("bin/nvcc").into()),
+            ("CUDA_HOME", self.home.clone().into()),
+            ("CUDA_ROOT", self.linked.clone().into()),
+            ("CUDARC_CUDA_VERSION", RELEASE.into()),
+            ("CUDA_COMPUTE_CAP", self.capability.clone().into()),
+        ])
+    }
+
+    /// Compiles one target of dolly-core in the release profile; gives the program's path.
+    fn compile(&self, root: &Path, target: &[&str; 2]) -> Outcome<PathBuf> {
+        let mut build = cargo(root, &["build", "--release", "--package", "dolly-core"]);
+        build.args(target).args(["--features", "cuda"]);
+        build.args(["--message-format", "json-render-diagnostics"]);
+        build.arg("--target-dir").arg(root.join("target/cuda/build")).envs(self.environment()?);
+        // Optimising across crates takes minutes and gains nothing here: the time is the GPU's.
+        build.env("CARGO_PROFILE_RELEASE_LTO", "off");
+        let messages = output(&mut build)?;
+        executable(&String::from_utf8_lossy(&messages), target[1])
+    }
+}
+
+/// The program of target `name` among cargo's messages, one JSON object a line.
+fn executable(messages: &str, name: &str) -> Outcome<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let mut programs = messages.filter_map(|message: serde_json::Value| {
+        let ours = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
+    });
+    programs.next_back().ok_or_else(|| format!("cargo named no program of {name}"))
+}
