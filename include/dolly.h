@@ -506,7 +506,8 @@ dolly_status dolly_loader_new(dolly_loader **loader,
                               dolly_error **error);
 
 /**
- * Where the network runs: "auto", "cpu", "cuda" or "cuda:N".
+ * Where the network runs: "auto", "cpu", "cuda" or "cuda:N". A GPU needs a library built with CUDA
+ * and a driver; "auto" takes it where both are.
  */
 dolly_status dolly_loader_set_device(dolly_loader *loader,
                                      const char *device,

@@ -21,6 +21,7 @@ pub(crate) mod tests;
 pub use cache_format::CacheFormat;
 
 /// Why a build without the feature `cuda` cannot use a GPU.
+#[cfg(not(feature = "cuda"))]
 pub(crate) const NO_CUDA: &str = "this build has no CUDA backend (dolly-core's feature `cuda`)";
 
 /// Consecutive new tokens of one sequence within the rows of a call.

@@ -45,9 +45,7 @@ pub fn build(root: &Path, capability: Option<&str>) -> Outcome {
     let toolkit = Toolkit::create(root, capability.unwrap_or(CAPABILITY))?;
     let mut total = 0;
     let mut made = Vec::new();
-    for (name, target) in
-        [("dolly-cuda-tests", ["--test", "device"]), ("dolly-cuda-bench", ["--bench", "device"])]
-    {
+    for (name, target) in PROGRAMS {
         let built = toolkit.compile(root, &target)?;
         let program = root.join("target/cuda").join(name);
         std::fs::copy(&built, &program).map_err(|e| format!("{}: {e}", built.display()))?;
