@@ -22,7 +22,6 @@ import resource
 import shlex
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def machine():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": cpu[0].split(":")[1].strip() if cpu else platform.machine(), "cores": os.cpu_count(),
             "flags": [flag for flag in FLAGS if flag in cpu_flags()], "memory_gb": memory / 1e9,
-            "system": platform.platform(), "python": platform.python_version()}
+            "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
 
 
 def busy_seconds():
@@ -62,6 +61,13 @@ def child_seconds():
     return used.ru_utime + used.ru_stime
 
 
+def command(args):
+    """What repeats the run elsewhere."""
+    asked = {key: value for key, value in vars(args).items() if key not in ("scratch", "out", "keep", "limit")}
+    words = [[f"--{key}", *map(str, value if isinstance(value, list | tuple) else [value])] for key, value in asked.items()]
+    return shlex.join(["python", "benches/engine", "--scratch", "FOLDER", "--out", "FOLDER", *sum(words, [])])
+
+
 class Bench:
     """Runs processes; remembers what was found and what could not be."""
 
@@ -72,6 +78,7 @@ class Bench:
     def command(self, variant, model, measure):
         numbers = [str(self.args.threads), str(self.args.repeats)]
         if variant.engine == OURS:
+            measure = "load_packed" if variant.options.get("packed") else measure
             return [self.ours, model, variant.options["format"], measure, *numbers]
         options = {k: v.format(model=model) if isinstance(v, str) else v for k, v in variant.options.items()}
         peers = Path(__file__).with_name("peers.py")
@@ -199,7 +206,7 @@ def main():
     bench = Bench(args, bench_binary(), environments)
     revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True,
                               check=False).stdout.strip()
-    results = {"command": shlex.join([sys.executable, *sys.argv]), "revision": revision, "machine": machine(),
+    results = {"command": command(args), "revision": revision, "machine": machine(),
                "threads": args.threads, "rounds": args.rounds, "repeats": args.repeats, "parts": []}
     for shape in args.shapes:
         models = Models(args.scratch / "models", shape, bench.ours, environments, args.threads)

@@ -18,6 +18,7 @@ PEAK = "peak memory, MB"
 LOWER_IS_BETTER = {"first", "load", "peak"}
 WIDTHS = ("f32", "bf16", "int8", "int4")
 OURS = "dolly-rs"
+NAMES = {"f32": "f32", "bf16": "bf16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 # Why a family is missing at a width, before anything is tried.
 NOT_OFFERED = {
     ("int8", "transformers"): "PyTorch's products have no 8-bit weights without another library",
@@ -81,21 +82,27 @@ def transformers(dtype, bits):
     return [Variant("transformers", f"transformers {dtype}", "hf", {"dtype": dtype}, bits=bits)]
 
 
+def ours(kind):
+    return [
+        Variant(OURS, f"{OURS} {NAMES[kind]}", f"gguf:{kind}", {"format": kind}),
+        Variant(OURS, f"{OURS} {NAMES[kind]}, packed weights kept", f"gguf:{kind}", {"format": kind, "packed": True},
+                measures=("load",)),
+    ]
+
+
 def variants(width):
     """Everything that runs at a width, ours first."""
     flags = cpu_flags()
     if width == "f32":
-        return [Variant(OURS, f"{OURS} f32", "gguf:f32", {"format": "f32"}),
-                *openvino("f32", "f32", INFERENCE_PRECISION_HINT="f32"),
+        return [*ours("f32"), *openvino("f32", "f32", INFERENCE_PRECISION_HINT="f32"),
                 *llama("f32"), *ctranslate2("float32", flags), *transformers("float32", 32.0)]
     if width == "bf16":
-        found = [Variant(OURS, f"{OURS} bf16", "gguf:bf16", {"format": "bf16"}), *openvino("f16", "f16 file")]
+        found = [*ours("bf16"), *openvino("f16", "f16 file")]
         if flags & {"avx512_bf16", "amx_bf16"}:
             found += openvino("f16", "f16 file, f32 arithmetic", INFERENCE_PRECISION_HINT="f32")
         return [*found, *llama("bf16"), *llama("f16"), *ctranslate2("bfloat16", flags), *transformers("bfloat16", 16.0)]
     if width == "int8":
-        return [Variant(OURS, f"{OURS} Q8_0", "gguf:q8_0", {"format": "q8_0"}), *openvino("int8", "int8"),
+        return [*ours("q8_0"), *openvino("int8", "int8"),
                 *llama("q8_0", repacks=True), *ctranslate2("int8", flags)]
-    return [Variant(OURS, f"{OURS} Q4_0", "gguf:q4_0", {"format": "q4_0"}),
-            *openvino("int4-g128", "int4, groups of 128"), *openvino("int4-g32", "int4, groups of 32"),
+    return [*ours("q4_0"), *openvino("int4-g128", "int4, groups of 128"), *openvino("int4-g32", "int4, groups of 32"),
             *llama("q4_0", repacks=True), *llama("q4_k_m", repacks=True)]

@@ -16,21 +16,20 @@ def summary(values):
 
 
 def ratios(lines, mapped_too=True):
-    """Per measure, ours over the best peer of the same shape and width, with that peer's label.
+    """Per measure, the best of ours over the best peer of the same shape and width, with that peer's label.
 
     `lines` are those of one shape and width: label, engine, mapped, and per measure a summary.
     """
     found = {}
-    ours = next((line for line in lines if line["engine"] == OURS), None)
-    for measure in COLUMNS if ours else ():
-        peers = [line for line in lines if line["engine"] != OURS and measure in line["measures"]]
-        peers = [line for line in peers if mapped_too or not line["mapped"]]
-        if measure not in ours["measures"] or not peers:
-            continue
-        best = min if measure in LOWER_IS_BETTER else max
-        peer = best(peers, key=lambda line: line["measures"][measure]["median"])
-        ratio = ours["measures"][measure]["median"] / peer["measures"][measure]["median"]
-        found[measure] = {"ratio": ratio, "peer": peer["label"]}
+    for measure in COLUMNS:
+        medians = [(line["measures"][measure]["median"], line) for line in lines if measure in line["measures"]]
+        ours = [value for value, line in medians if line["engine"] == OURS]
+        peers = [(value, line["label"]) for value, line in medians
+                 if line["engine"] != OURS and (mapped_too or not line["mapped"])]
+        if ours and peers:
+            best = min if measure in LOWER_IS_BETTER else max
+            value, label = best(peers)
+            found[measure] = {"ratio": best(ours) / value, "peer": label}
     return found
 
 

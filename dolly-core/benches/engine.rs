@@ -25,7 +25,7 @@ mod support;
 const MEASURES: [&str; 5] = ["prefill", "first", "decode", "batch8", "load"];
 /// Measures without a peer: tokens a second of a prompt as long as the context; time to the first
 /// token where 600 tokens of a prompt were read before, as a share of that where none were; loading
-/// from packed weights, which are kept in the model's directory.
+/// from packed weights, which are kept beside the model.
 const OWN: [&str; 3] = ["prefill2047", "cached600", "load_packed"];
 
 /// Prompts nobody has seen before: a cache of prefixes, ours or a peer's, finds nothing.
@@ -96,7 +96,7 @@ fn run(model: &str, format: WeightFormat, measure: &str, threads: usize, repeats
     let builder = || {
         let builder = Pipeline::builder(model).weights(format).threads(threads);
         match measure {
-            "load_packed" => builder.packed_weights(Path::new(model).join("packed")),
+            "load_packed" => builder.packed_weights(format!("{model}.packed")),
             // Room for the prompts of all repeats: what is measured is not what to keep.
             "cached600" => builder.prefix_cache(1 << 30),
             _ => builder,

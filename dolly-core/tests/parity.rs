@@ -3,9 +3,7 @@
 
 mod support;
 
-use dolly_core::{
-    CacheFormat, Error, FinishReason, GenerateOptions, Pipeline, Prompt, WeightFormat,
-};
+use dolly_core::{Error, FinishReason, GenerateOptions, Pipeline, Prompt, WeightFormat};
 use support::{goldens, largest_difference, parity_model, parity_names, parity_pipeline};
 
 /// Position-dependent frequencies cannot be combined with a cache: refused by name.
@@ -131,7 +129,8 @@ fn formats_agree_with_candles_own_rounding() {
     let ids = &goldens("head_dim_80")[2].ids;
     for format in [WeightFormat::F16, WeightFormat::Bf16] {
         let load = |reference| {
-            let builder = Pipeline::builder(id).weights(format).kv_cache(CacheFormat::F32);
+            let builder =
+                Pipeline::builder(id).weights(format).kv_cache(dolly_core::CacheFormat::F32);
             builder.reference(reference).build().unwrap().logits(ids).unwrap()
         };
         let difference = largest_difference(&load(false), &load(true));

@@ -5,6 +5,7 @@
 
 use super::linear::Epilogue;
 use super::math::activate;
+use super::table::Norm;
 use super::vector::{LANES, Vector};
 
 /// Copies up to sixteen values into a group whose other lanes are `fill`.
@@ -41,7 +42,7 @@ pub(super) unsafe fn layer_norm<V: Vector>(
 #[inline(always)]
 pub(super) unsafe fn layer_norm_pair<V: Vector>(
     x: &[f32],
-    norms: ((&[f32], &[f32]), (&[f32], &[f32])),
+    norms: (Norm<'_>, Norm<'_>),
     eps: f32,
     out: (&mut [f32], &mut [f32]),
 ) {
