@@ -203,7 +203,8 @@ fn ask_ahead<W: Weight, const R: usize, const P: usize>(t: &Tile, k: usize) {
     }
     for p in 0..P {
         for line in (0..UNROLLED * W::BYTES).step_by(CACHE_LINE) {
-            prefetch(t.w.wrapping_add(p * t.w_stride + k * W::BYTES + t.ahead + line));
+            let w = t.w.wrapping_add(p * t.w_stride + k * W::BYTES + line);
+            prefetch(w.wrapping_add(t.ahead));
         }
     }
 }

@@ -113,12 +113,16 @@ impl Call<'_> {
             unsafe {
                 let mut w_stride = self.matrix.panel_bytes();
                 let mut w = panel.add(p * w_stride + k * layout.step_bytes());
+                // From the tile's weights to the next slice as it is stored.
+                let mut to_next = 0;
                 if let Some(widen) = widen {
                     for p in 0..panels {
                         let to = wide.as_mut_ptr().cast::<f32>().add(p * steps * LANES);
                         widen(w.add(p * w_stride), to, steps);
                     }
+                    let next = w.wrapping_add(steps * layout.step_bytes());
                     (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
+                    to_next = next.addr().wrapping_sub(w.addr());
                 }
                 for group in chunk.groups.clone() {
                     let (row, rows) = self.groups.get(group);
@@ -130,7 +134,10 @@ impl Call<'_> {
                         x: self.floats.as_ptr().add(row * inputs + k * rows),
                         w,
                         w_stride,
-                        ahead: Self::ahead(slice, group == chunk.groups.start),
+                        ahead: match (widen, Self::ahead(slice, group == chunk.groups.start)) {
+                            (Some(_), 1..) => to_next,
+                            (_, ahead) => ahead,
+                        },
                         acc: acc.as_mut_ptr().add(sums * LANES),
                         acc_stride: panels * LANES,
                     });
