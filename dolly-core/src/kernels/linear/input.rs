@@ -68,8 +68,7 @@ impl Input<'_> {
         (first, rows.chunks_exact(self.inputs.max(1)))
     }
 
-    /// Rearranges floats. Groups of one row are used as they are, so one group of one row is not
-    /// copied.
+    /// Rearranges floats. A lone row needs none of it and is read where it is.
     pub(super) fn interleave(&self, out: &mut Vec<f32>) -> Result<()> {
         if self.groups.rows == 1 {
             return Ok(());
