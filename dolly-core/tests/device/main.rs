@@ -6,6 +6,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod attention;
+#[path = "../support/mod.rs"]
+mod support;
 
 use dolly_core::{
     CacheFormat, Device, Error, GenerateOptions, Pipeline, PipelineBuilder, Prompt, WeightFormat,
@@ -68,30 +70,6 @@ fn on_cpu(id: &str) -> PipelineBuilder {
     Pipeline::builder(id).device(Device::Cpu)
 }
 
-/// A byte-level BPE of single characters.
-fn tokenizer() -> String {
-    let characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:!?#'ĠĊ-";
-    let words = characters.chars().enumerate().map(|(i, c)| (c.to_string(), (i + 1).into()));
-    let mut vocab: serde_json::Map<String, serde_json::Value> = words.collect();
-    vocab.insert("<|endoftext|>".to_owned(), 0.into());
-    let byte_level = serde_json::json!({
-        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true
-    });
-    serde_json::json!({
-        "version": "1.0",
-        "added_tokens": [{
-            "id": 0, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false, "special": true
-        }],
-        "normalizer": { "type": "NFC" },
-        "pre_tokenizer": byte_level,
-        "post_processor": byte_level,
-        "decoder": byte_level,
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] }
-    })
-    .to_string()
-}
-
 /// A directory with these files.
 fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -111,7 +89,7 @@ impl Model {
         directory(&[
             ("config.json", self.config),
             ("model.safetensors", self.weights),
-            ("tokenizer.json", tokenizer().as_bytes()),
+            ("tokenizer.json", support::tiny_tokenizer().as_bytes()),
         ])
     }
 
