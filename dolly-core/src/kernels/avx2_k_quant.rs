@@ -19,7 +19,7 @@ use super::vector::{LANES, Vector};
 /// # Safety
 /// AVX2, and 16 readable bytes.
 #[inline(always)]
-unsafe fn widen(p: *const u8) -> Avx2 {
+pub(super) unsafe fn widen(p: *const u8) -> Avx2 {
     // SAFETY: the caller's promise.
     unsafe {
         let bytes = _mm_loadu_si128(p.cast());
@@ -56,7 +56,8 @@ impl Format for Q4K {
                 for i in 0..BLOCKS {
                     let b = s * BLOCKS + i;
                     let w = step.add(Self::NIBBLES + i * Self::BLOCK);
-                    let dots = nibbles::<R, P>(t, t.x.add(b * t.group * QUANT_BLOCK), w);
+                    let x = t.x.add(b * t.group * QUANT_BLOCK);
+                    let dots = nibbles::<R, P>(t, [_mm256_setzero_si256(); R], x, w);
                     for p in 0..P {
                         let step = step.add(p * t.w_stride + i * LANES);
                         let scale = d[p].0.mul(widen(step.add(Self::SCALES)));
@@ -64,7 +65,7 @@ impl Format for Q4K {
                         for r in 0..R {
                             let at = b * t.group + r;
                             let x_scale = *t.scales.add(at);
-                            let below = Avx2::splat(-(x_scale * *t.sums.add(at) as f32));
+                            let below = Avx2::splat(-(x_scale * (*t.sums.add(at)).total() as f32));
                             let (low, high) = dots[r][p];
                             let dot = (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
                             let scale = Avx2::splat(x_scale).mul(scale);
@@ -220,7 +221,7 @@ unsafe fn dot_quad<const R: usize>(x: *const i8, nibbles: Sums, bits: Sums, acc:
 /// # Safety
 /// AVX2, and 16 readable bytes.
 #[inline(always)]
-unsafe fn pairs(p: *const u8) -> Sums {
+pub(super) unsafe fn pairs(p: *const u8) -> Sums {
     // SAFETY: the caller's promise.
     unsafe {
         let bytes = _mm_loadu_si128(p.cast());

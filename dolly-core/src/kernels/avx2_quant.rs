@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::quant::{self, Block, QUANT_BLOCK, QuantRow, QuantTile, TINY};
+use super::quant::{self, Block, BlockSum, QUANT_BLOCK, QuantRow, QuantTile, TINY};
 use super::vector::{LANES, Vector};
 
 /// Integer sums of one block for sixteen lanes.
@@ -25,7 +25,7 @@ impl Block for Q8_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        _sums: *const i32,
+        _sums: *const BlockSum,
         w: *const u8,
     ) -> [[Avx2; P]; R] {
         // SAFETY: reads 32 integers a row and one block a panel, which the caller vouches for.
@@ -62,19 +62,22 @@ impl Block for Q4_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const i32,
+        sums: *const BlockSum,
         w: *const u8,
     ) -> [[Avx2; P]; R] {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let mut acc = nibbles::<R, P>(t, x, w.add(2 * LANES));
+            let mut start = [_mm256_setzero_si256(); R];
             for r in 0..R {
-                let offset = _mm256_set1_epi32(8 * *sums.add(r));
+                start[r] = eights_below(sums.add(r));
+            }
+            let mut acc = nibbles::<R, P>(t, start, x, w.add(2 * LANES));
+            for r in 0..R {
                 for p in 0..P {
                     let acc = &mut acc[r][p];
-                    acc.0 = _mm256_sub_epi32(_mm256_madd_epi16(acc.0, ones), offset);
-                    acc.1 = _mm256_sub_epi32(_mm256_madd_epi16(acc.1, ones), offset);
+                    acc.0 = _mm256_madd_epi16(acc.0, ones);
+                    acc.1 = _mm256_madd_epi16(acc.1, ones);
                 }
             }
             floats(acc)
@@ -82,22 +85,35 @@ impl Block for Q4_0 {
     }
 }
 
-/// Sums over 32 of K of the integers in Q4_0's order, `q` in 0..=15: two of 16 bits in every lane
-/// of 32.
+/// -8 times a block's integers, summed as [`nibbles`] sums products: at most 8 * 16 * 127 = 16,256.
+///
+/// # Safety
+/// AVX2, and a readable sum.
+#[inline(always)]
+pub(super) unsafe fn eights_below(sum: *const BlockSum) -> __m256i {
+    // SAFETY: the caller's promise; a sum has four bytes.
+    unsafe { _mm256_mullo_epi16(broadcast(sum.cast()), _mm256_set1_epi16(-8)) }
+}
+
+/// Sums over 32 of K of the integers in Q4_0's order, `q` in 0..=15, from `start` on: two of 16 bits
+/// in every lane of 32, which wrap, but lose nothing where the result fits.
 ///
 /// # Safety
 /// AVX2; `x` is valid for one block of `R` rows, `w` for 256 bytes a panel.
 #[inline(always)]
 pub(super) unsafe fn nibbles<const R: usize, const P: usize>(
     t: &QuantTile,
+    start: [__m256i; R],
     x: *const i8,
     w: *const u8,
 ) -> [[Sums; P]; R] {
     // SAFETY: reads what the caller vouches for.
     unsafe {
         let low = _mm256_set1_epi8(15);
-        let zero = _mm256_setzero_si256();
-        let mut acc = [[(zero, zero); P]; R];
+        let mut acc = [[(start[0], start[0]); P]; R];
+        for r in 0..R {
+            acc[r] = [(start[r], start[r]); P];
+        }
         for k in 0..t.quads / 2 {
             for p in 0..P {
                 let w = w.add(p * t.w_stride + k * 4 * LANES).cast::<__m256i>();
@@ -188,7 +204,7 @@ pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) -> (f32, i32) {
+unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) -> (f32, BlockSum) {
     // SAFETY: AVX2 as the caller proves; loads and the store stay within both arrays.
     unsafe {
         let p = x.as_ptr();
@@ -210,7 +226,7 @@ unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) ->
         let most = f32::from_bits(_mm_cvtsi128_si32(most) as u32);
         if !most.is_finite() || most < TINY {
             *out = [0; QUANT_BLOCK];
-            return (if most < TINY { 0.0 } else { f32::NAN }, 0);
+            return (if most < TINY { 0.0 } else { f32::NAN }, BlockSum::default());
         }
         let inverse = _mm256_set1_ps(127.0 / most);
         let [a, b, c, d] = v;
@@ -222,12 +238,12 @@ unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) ->
         let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         let q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
         _mm256_storeu_si256(out.as_mut_ptr().cast(), q);
-        let pairs = _mm256_add_epi16(ab, cd);
-        let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        let sum =
-            _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
-        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
-        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-        (most / 127.0, _mm_cvtsi128_si32(sum))
+        // Before the permutation too, a word's place says what K leaves, divided by 4.
+        let words = _mm256_add_epi16(ab, cd);
+        let words =
+            _mm_add_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        let words = _mm_add_epi16(words, _mm_shuffle_epi32::<0b01_00_11_10>(words));
+        let pairs = _mm_cvtsi128_si64(_mm_madd_epi16(words, _mm_set1_epi16(1)));
+        (most / 127.0, BlockSum { first: pairs as i16, last: (pairs >> 32) as i16 })
     }
 }

@@ -10,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use super::quant::{self, Block, QUADS, QUANT_BLOCK, QuantTile};
+use super::quant::{self, Block, BlockSum, QUADS, QUANT_BLOCK, QuantTile};
 use super::vector::{LANES, Vector};
 
 struct Q8_0;
@@ -25,7 +25,7 @@ impl Block for Q8_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const i32,
+        sums: *const BlockSum,
         w: *const u8,
     ) -> [[Avx512; P]; R] {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
@@ -56,7 +56,7 @@ impl Block for Q4_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const i32,
+        sums: *const BlockSum,
         w: *const u8,
     ) -> [[Avx512; P]; R] {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
@@ -88,14 +88,14 @@ impl Block for Q4_0 {
 /// AVX-512 F; a sum of each row.
 #[inline(always)]
 unsafe fn start<const R: usize, const P: usize>(
-    sums: *const i32,
+    sums: *const BlockSum,
     factor: i32,
 ) -> [[__m512i; P]; R] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); P]; R];
         for r in 0..R {
-            acc[r] = [_mm512_set1_epi32(factor * *sums.add(r)); P];
+            acc[r] = [_mm512_set1_epi32(factor * (*sums.add(r)).total()); P];
         }
         acc
     }

@@ -136,7 +136,7 @@ unsafe fn for_each_step<const BYTES: usize>(
                     let blocks = std::array::from_fn(|i| {
                         let at = (s * BLOCKS + i) * t.group + r;
                         let x = &*t.x.add(at * QUANT_BLOCK).cast::<[i8; QUANT_BLOCK]>();
-                        Block { x, scale: *t.scales.add(at), sum: *t.sums.add(at) }
+                        Block { x, scale: *t.scales.add(at), sum: (*t.sums.add(at)).total() }
                     });
                     step(acc, w, blocks);
                 }

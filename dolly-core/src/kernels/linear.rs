@@ -155,11 +155,16 @@ pub(crate) fn linear(
         return Ok(());
     }
     let (table, quantized) = (kernels.table(), matrix.layout.quantized());
-    let group_rows = if quantized { table.quant_rows } else { table.float_rows };
+    let unpacking = (table.unpacking)(matrix.layout).filter(|unpacking| rows >= unpacking.from);
+    let group_rows = match unpacking {
+        Some(unpacking) => unpacking.rows,
+        None if quantized => table.quant_rows,
+        None => table.float_rows,
+    };
     let groups = Groups::new(rows, group_rows);
     let input = Input { kernels, pool, x, inputs: matrix.inputs, groups };
     match quantized {
-        true => input.quantize(scratch)?,
+        true => input.quantize(scratch, unpacking.is_some_and(|unpacking| unpacking.words))?,
         false => input.interleave(&mut scratch.floats)?,
     }
     let scratch = &*scratch;
@@ -181,6 +186,7 @@ pub(crate) fn linear(
         integers,
         groups,
         group_rows,
+        unpacking,
         bias,
         epilogue,
         out,

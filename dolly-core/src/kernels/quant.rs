@@ -51,6 +51,33 @@ pub(crate) fn quantize_q4_0(block: &[f32; QUANT_BLOCK]) -> (f16, [u8; QUANT_BLOC
     (f32_to_f16(scale), block.map(|x| ((x * inverse + 8.5) as u8).min(15)))
 }
 
+/// Sum of a block's integers, in the two parts that a lane of 32 bits adds up as 16 bits each from
+/// products of bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub(crate) struct BlockSum {
+    /// Of those whose K, divided by 4, leaves 0 or 1.
+    pub first: i16,
+    /// Of the others.
+    pub last: i16,
+}
+
+impl BlockSum {
+    /// Of integers from -127 to 127.
+    pub(super) fn of(integers: &[i8; QUANT_BLOCK]) -> Self {
+        integers.as_chunks::<4>().0.iter().fold(Self::default(), |sum, x| Self {
+            first: sum.first + i16::from(x[0]) + i16::from(x[1]),
+            last: sum.last + i16::from(x[2]) + i16::from(x[3]),
+        })
+    }
+
+    /// Both parts.
+    #[inline(always)]
+    pub(super) fn total(self) -> i32 {
+        i32::from(self.first) + i32::from(self.last)
+    }
+}
+
 /// One row of activations as integers, with a scale and a sum for each block of 32: the first of
 /// every `group` blocks.
 pub(super) struct QuantRow<'a> {
@@ -59,7 +86,7 @@ pub(super) struct QuantRow<'a> {
     /// Scale of each block: max|x| / 127; NaN where the block holds anything not finite.
     pub scales: &'a mut [f32],
     /// Sum of each block's integers.
-    pub sums: &'a mut [i32],
+    pub sums: &'a mut [BlockSum],
     /// Rows whose blocks lie side by side.
     pub group: usize,
 }
@@ -89,7 +116,7 @@ pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
                 *q = (x * inverse).round_ties_even() as i8;
             }
         }
-        *sum = q.iter().map(|&q| i32::from(q)).sum();
+        *sum = BlockSum::of(q);
     }
 }
 
@@ -104,12 +131,12 @@ pub(super) struct QuantTile {
     /// [`QUADS`], unknown to the compiler: it would unroll the loop over them, merge the sums of
     /// several steps and run out of registers.
     pub quads: usize,
-    /// Integers, `(blocks, group, 32)`.
+    /// Integers, `(blocks, group, 32)`: bytes, or the words that an [`Unpacking`] wants.
     pub x: *const i8,
     /// Scales, `(blocks, group)`.
     pub scales: *const f32,
     /// Sums of the blocks' integers, `(blocks, group)`.
-    pub sums: *const i32,
+    pub sums: *const BlockSum,
     /// Rows whose blocks lie side by side: the tile's, or more.
     pub group: usize,
     /// First step of panel 0.
@@ -120,6 +147,23 @@ pub(super) struct QuantTile {
     pub ahead: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
+}
+
+/// How weights that serve many rows are taken apart first, and the tiles that read them then. A block
+/// is 32 of K of one panel.
+pub(super) struct Unpacking {
+    /// Fewest rows that gain by it.
+    pub from: usize,
+    /// Most rows of a tile, of one panel.
+    pub rows: usize,
+    /// Bytes of a block, unpacked.
+    pub block: usize,
+    /// Whether tiles want the integers of `x` as words of 16 bits.
+    pub words: bool,
+    /// From the first of whole steps of a panel, to where its blocks go, and how many these are.
+    pub unpack: unsafe fn(*const u8, *mut u8, usize),
+    /// Its `ahead` leads from its weights to the stored ones of a later slice.
+    pub tile: unsafe fn(&QuantTile),
 }
 
 /// An instruction set's way to multiply one block of `P` panels of a format with `R` rows.
@@ -137,7 +181,7 @@ pub(super) trait Block {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const i32,
+        sums: *const BlockSum,
         w: *const u8,
     ) -> [[Self::V; P]; R];
 }
@@ -320,7 +364,12 @@ unsafe fn tile<const BYTES: usize>(t: &QuantTile, dot: Dot) {
                     let at = b * t.group + r;
                     let x = &*t.x.add(at * QUANT_BLOCK).cast::<[i8; QUANT_BLOCK]>();
                     let w = &*t.w.add(p * t.w_stride + b * BYTES).cast::<[u8; BYTES]>();
-                    accumulate(acc, *t.scales.add(at), w, dot(&w[2 * LANES..], x, *t.sums.add(at)));
+                    accumulate(
+                        acc,
+                        *t.scales.add(at),
+                        w,
+                        dot(&w[2 * LANES..], x, (*t.sums.add(at)).total()),
+                    );
                 }
             }
         }

@@ -3,6 +3,8 @@
 //! Rows of any length: whole groups of sixteen, then one group filled up so that the filling
 //! changes nothing. The order of a sum depends on the row's length alone.
 
+use std::slice::from_raw_parts_mut;
+
 use super::linear::Epilogue;
 use super::math::activate;
 use super::table::Norm;
@@ -133,30 +135,61 @@ pub(super) unsafe fn add<V: Vector>(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// `out = act(acc + bias)`, or that added to `out`, for the columns of one panel that exist
-/// (`out.len() <= 16`).
+/// The sums of some rows and panels on their way out.
+pub(crate) struct Sums<'a> {
+    /// `(panels / together, rows, together, 16)`; the last of the first may have fewer panels.
+    pub acc: &'a [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Panels that lie side by side in `acc`.
+    pub together: usize,
+    /// One for each column, filled up to whole panels.
+    pub bias: &'a [[f32; LANES]],
+    /// What is done to them.
+    pub epilogue: Epilogue,
+    /// Where the first row's first column goes.
+    pub out: *mut f32,
+    /// Columns that exist: all of the panels but the last, of which some.
+    pub columns: usize,
+    /// Floats from one row of `out` to the next.
+    pub stride: usize,
+}
+
+/// `out = act(acc + bias)`, or that added to `out`. A row's panels lie side by side in `out`: written
+/// together they meet a page once.
 ///
 /// # Safety
-/// As [`Vector::splat`].
+/// As [`Vector::splat`]; `out` is writable for the columns of each row, and `acc` and `bias` have what
+/// their descriptions say.
 #[inline(always)]
-pub(super) unsafe fn finish<V: Vector>(
-    acc: &[f32; LANES],
-    bias: &[f32; LANES],
-    epilogue: Epilogue,
-    out: &mut [f32],
-) {
-    // SAFETY: the caller proves the instructions; loads and stores are of arrays of sixteen.
-    unsafe {
-        let mut y = V::load(acc.as_ptr()).add(V::load(bias.as_ptr()));
-        if let Some(activation) = epilogue.activation {
-            y = activate(y, activation);
-        }
-        if epilogue.add {
-            y = V::load(group(out, 0.0).as_ptr()).add(y);
-        }
-        match out.as_chunks_mut::<LANES>() {
-            ([whole], []) => y.store(whole.as_mut_ptr()),
-            _ => copy(out, &y.to_array()),
+pub(super) unsafe fn finish<V: Vector>(sums: &Sums<'_>) {
+    let panels = sums.columns.div_ceil(LANES);
+    for r in 0..sums.rows {
+        for p in 0..panels {
+            let first = p - p % sums.together;
+            let together = sums.together.min(panels - first);
+            // SAFETY: the caller's promise: row and panel are of `acc`, and the columns of `out`.
+            unsafe {
+                let at = first * sums.rows + r * together + p - first;
+                let mut y = V::load(sums.acc.as_ptr().add(at * LANES));
+                y = y.add(V::load(sums.bias.get_unchecked(p).as_ptr()));
+                if let Some(activation) = sums.epilogue.activation {
+                    y = activate(y, activation);
+                }
+                let to = sums.out.add(r * sums.stride + p * LANES);
+                if sums.columns - p * LANES >= LANES {
+                    if sums.epilogue.add {
+                        y = V::load(to).add(y);
+                    }
+                    y.store(to);
+                } else {
+                    let out = from_raw_parts_mut(to, sums.columns - p * LANES);
+                    if sums.epilogue.add {
+                        y = V::load(group(out, 0.0).as_ptr()).add(y);
+                    }
+                    copy(out, &y.to_array());
+                }
+            }
         }
     }
 }

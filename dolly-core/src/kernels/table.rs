@@ -2,11 +2,11 @@
 
 use super::gradient;
 use super::k_quant;
-use super::linear::Epilogue;
 use super::matmul;
+use super::pack::Layout;
 use super::portable::Portable;
-use super::quant::{self, QuantRow, QuantTile};
-use super::rows;
+use super::quant::{self, BlockSum, QuantRow, QuantTile, Unpacking};
+use super::rows::{self, Sums};
 use super::tile::{self, Bf16, F16, F32, I8, Tile};
 use super::vector::{LANES, Vector};
 use crate::error::{Error, Result};
@@ -39,13 +39,15 @@ pub(super) struct Table {
     pub tile_q4_0: unsafe fn(&QuantTile),
     pub tile_q4_k: unsafe fn(&QuantTile),
     pub tile_q6_k: unsafe fn(&QuantTile),
+    /// Better than these tiles for more rows than they take, where there is one.
+    pub unpacking: fn(Layout) -> Option<&'static Unpacking>,
     pub widen_f16: unsafe fn(*const u8, *mut f32, usize),
     pub widen_bf16: unsafe fn(*const u8, *mut f32, usize),
     pub quantize_row: for<'a> unsafe fn(&'a [f32], QuantRow<'a>),
     pub layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
     pub layer_norm_pair: unsafe fn(&[f32], (Norm<'_>, Norm<'_>), f32, (&mut [f32], &mut [f32])),
     pub add: unsafe fn(&mut [f32], &[f32]),
-    pub finish: unsafe fn(&[f32; LANES], &[f32; LANES], Epilogue, &mut [f32]),
+    pub finish: unsafe fn(&Sums<'_>),
     pub matmul_tile: unsafe fn(usize, usize, *const f32, *const f32, *mut f32, usize, bool),
     pub interleave: unsafe fn(&[&[f32]], &mut [f32]),
     pub layer_norm_backward: unsafe fn(&[f32], &[f32], f32, &[f32], &mut [f32]) -> (f32, f32),
@@ -76,8 +78,7 @@ macro_rules! table {
                 layer_norm_pair(x: &[f32], norms: (Norm<'_>, Norm<'_>), eps: f32, out: (&mut [f32], &mut [f32]))
                     => rows::layer_norm_pair::<V>(x, norms, eps, out);
                 add(x: &mut [f32], y: &[f32]) => rows::add::<V>(x, y);
-                finish(acc: &[f32; LANES], bias: &[f32; LANES], epilogue: Epilogue, out: &mut [f32])
-                    => rows::finish::<V>(acc, bias, epilogue, out);
+                finish(sums: &Sums<'_>) => rows::finish::<V>(sums);
                 matmul_tile(panels: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, stride: usize, keep: bool)
                     => matmul::tile::<V>(panels, k, a, b, c, stride, keep);
                 interleave(rows: &[&[f32]], out: &mut [f32]) => matmul::packing::interleave::<V>(rows, out);
@@ -128,6 +129,7 @@ table!(portable_table, Portable, [], {
     tile_q4_0: quant::tile_q4_0,
     tile_q4_k: k_quant::tile_q4_k,
     tile_q6_k: k_quant::tile_q6_k,
+    unpacking: |_| None,
     quantize_row: quant::quantize_row,
 });
 
@@ -141,6 +143,7 @@ table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fm
     tile_q4_0: super::super::avx2_quant::tile_q4_0,
     tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
     tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
+    unpacking: super::super::avx2_unpacked::unpacking,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
 
@@ -156,6 +159,7 @@ table!(avx512_table, super::super::avx512::Avx512, [
     tile_q4_0: super::super::avx2_quant::tile_q4_0,
     tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
     tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
+    unpacking: super::super::avx2_unpacked::unpacking,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
 
@@ -167,6 +171,10 @@ static AVX512_VNNI: Table = Table {
     quant_rows: 8,
     tile_q8_0: super::avx512_quant::tile_q8_0,
     tile_q4_0: super::avx512_quant::tile_q4_0,
+    unpacking: |layout| match layout {
+        Layout::Q8_0 | Layout::Q4_0 => None,
+        other => super::avx2_unpacked::unpacking(other),
+    },
     ..avx512_table::TABLE
 };
 
@@ -270,7 +278,7 @@ impl Kernels {
         x: &[f32],
         integers: &mut [i8],
         scales: &mut [f32],
-        sums: &mut [i32],
+        sums: &mut [BlockSum],
         group: usize,
     ) {
         let blocks = x.len().div_ceil(quant::QUANT_BLOCK);

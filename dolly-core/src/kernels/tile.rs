@@ -32,7 +32,8 @@ pub(super) struct Tile {
     /// Bytes from one panel to the next.
     pub w_stride: usize,
     /// How far ahead of the weights memory is asked for, in bytes, where there are several rows: their
-    /// arithmetic leaves the CPU too little room to run ahead. One row is best left to it.
+    /// arithmetic leaves the CPU too little room to run ahead. One row is best left to it. Not at all
+    /// if 0.
     pub ahead: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
@@ -177,7 +178,8 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
         }
         let whole = t.k - t.k % UNROLLED;
         for k in (0..whole).step_by(UNROLLED) {
-            if R > 1 {
+            // What earlier tiles brought is there: asking again would cost a twentieth.
+            if R > 1 && t.ahead > 0 {
                 ask_ahead::<W, R, P>(t, k);
             }
             for k in k..k + UNROLLED {

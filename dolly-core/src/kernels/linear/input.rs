@@ -10,7 +10,7 @@ use super::resize;
 use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::kernels::pool::{Pool, Shared};
-use crate::kernels::quant::QUANT_BLOCK;
+use crate::kernels::quant::{BlockSum, QUANT_BLOCK};
 
 /// Below this many floats a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 15;
@@ -20,15 +20,17 @@ const PARALLEL_FROM: usize = 1 << 15;
 pub(crate) struct InputScratch {
     pub(super) floats: Vec<f32>,
     pub(super) integers: Vec<i8>,
+    /// The same as words, where tiles want them.
+    pub(super) words: Vec<i16>,
     pub(super) scales: Vec<f32>,
-    pub(super) sums: Vec<i32>,
+    pub(super) sums: Vec<BlockSum>,
 }
 
 impl InputScratch {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         let words = self.floats.capacity() + self.scales.capacity() + self.sums.capacity();
-        (self.integers.capacity() + 4 * words) as u64
+        (self.integers.capacity() + 2 * self.words.capacity() + 4 * words) as u64
     }
 }
 
@@ -95,14 +97,17 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Rounds every block of 32 to integers.
-    pub(super) fn quantize(&self, out: &mut InputScratch) -> Result<()> {
+    /// Rounds every block of 32 to integers, bytes or `words`.
+    pub(super) fn quantize(&self, out: &mut InputScratch, words: bool) -> Result<()> {
         let blocks = self.inputs.div_ceil(QUANT_BLOCK);
         let all = self.groups.rows.saturating_mul(blocks);
         resize(&mut out.integers, all.saturating_mul(QUANT_BLOCK), "integer activations")?;
+        let count = if words { out.integers.len() } else { 0 };
+        resize(&mut out.words, count, "integer activations")?;
         resize(&mut out.scales, all, "integer activations")?;
         resize(&mut out.sums, all, "integer activations")?;
-        let integers = Shared::new(&mut out.integers);
+        let (integers, words) =
+            (Shared::new(&mut out.integers), words.then(|| Shared::new(&mut out.words)));
         let (scales, sums) = (Shared::new(&mut out.scales), Shared::new(&mut out.sums));
         self.pool.run(self.groups.count, self.x.len() >= PARALLEL_FROM, |_, range| {
             for group in range {
@@ -129,6 +134,13 @@ impl Input<'_> {
                         &mut sums[r..],
                         count,
                     );
+                }
+                if let Some(words) = &words {
+                    // SAFETY: as many words as integers, in the same places.
+                    let words = unsafe {
+                        from_raw_parts_mut(words.get().add(at * QUANT_BLOCK), integers.len())
+                    };
+                    words.iter_mut().zip(integers).for_each(|(to, x)| *to = i16::from(*x));
                 }
             }
         });

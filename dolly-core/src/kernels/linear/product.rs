@@ -7,7 +7,8 @@ use super::{Epilogue, Matrix, ROW_CHUNK, UNIT};
 use crate::kernels::Kernels;
 use crate::kernels::pack::Layout;
 use crate::kernels::pool::Shared;
-use crate::kernels::quant::{QUADS, QUANT_BLOCK, QuantTile};
+use crate::kernels::quant::{QUADS, QUANT_BLOCK, QuantTile, Unpacking};
+use crate::kernels::rows::Sums;
 use crate::kernels::tile::Tile;
 use crate::kernels::vector::LANES;
 
@@ -17,8 +18,12 @@ const SLICE: usize = 16 << 10;
 /// Bytes of weights that are asked for ahead of their use, at least.
 const AHEAD: usize = 2048;
 
+/// An unpacked slice, on the boundary of a cache line: vectors do not cross two.
+#[repr(align(64))]
+struct Lines(#[expect(dead_code, reason = "written through a pointer")] [u8; SLICE]);
+
 /// Room for the sums of one unit and chunk; one row's worth of it is touched for one row.
-pub(super) type Sums = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
+pub(super) type Room = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
 
 /// What a thread needs of one call.
 pub(super) struct Call<'a> {
@@ -30,6 +35,8 @@ pub(super) struct Call<'a> {
     pub groups: Groups,
     /// Most rows of a group.
     pub group_rows: usize,
+    /// How integer weights are taken apart for several groups.
+    pub unpacking: Option<&'static Unpacking>,
     pub bias: Option<&'a [f32]>,
     pub epilogue: Epilogue,
     pub out: Shared<f32>,
@@ -46,7 +53,7 @@ struct Chunk {
 
 impl Call<'_> {
     /// All rows of `count` panels from panel `first` on.
-    pub(super) fn panels(&self, first: usize, count: usize, acc: &mut Sums) {
+    pub(super) fn panels(&self, first: usize, count: usize, acc: &mut Room) {
         let most = ROW_CHUNK / self.group_rows;
         for start in (0..self.groups.count).step_by(most) {
             let groups = start..self.groups.count.min(start + most);
@@ -57,7 +64,9 @@ impl Call<'_> {
             used.fill(MaybeUninit::new(0.0));
             // SAFETY: filled in the line above.
             let used = unsafe { used.assume_init_mut() };
-            if self.matrix.layout.quantized() {
+            if let Some(unpacking) = self.unpacking {
+                self.unpacked_rows(unpacking, first, count, &chunk, used);
+            } else if self.matrix.layout.quantized() {
                 self.integer_rows(first, count, &chunk, used);
             } else {
                 self.float_rows(first, count, &chunk, used);
@@ -194,31 +203,85 @@ impl Call<'_> {
         }
     }
 
-    /// Adds the bias, applies the epilogue, and writes the columns that exist.
-    fn finish(&self, first: usize, count: usize, chunk: &Chunk, acc: &[f32]) {
-        let outputs = self.matrix.outputs;
-        let (rows, together) = (chunk.rows, self.together);
-        for p in 0..count {
-            let group = p - p % together;
-            let panels = together.min(count - group);
-            let column = (first + p) * LANES;
-            let columns = LANES.min(outputs - column);
-            let mut bias = [0.0; LANES];
-            if let Some(all) = self.bias {
-                bias[..columns].copy_from_slice(&all[column..column + columns]);
-            }
-            for r in 0..rows {
-                let (groups, _) =
-                    acc[(group * rows + r * panels + p - group) * LANES..].as_chunks::<LANES>();
-                let Some(acc) = groups.first() else { continue };
-                // SAFETY: row and columns are inside `out` (`linear` checked its length), and no
-                // other thread has this panel; the table's instructions are there.
+    /// As [`integer_rows`](Self::integer_rows), with each slice of a panel unpacked once.
+    fn unpacked_rows(
+        &self,
+        unpacking: &Unpacking,
+        first: usize,
+        count: usize,
+        chunk: &Chunk,
+        acc: &mut [f32],
+    ) {
+        let layout = self.matrix.layout;
+        let blocks = self.matrix.inputs.div_ceil(QUANT_BLOCK);
+        // Slices are whole steps.
+        let step_blocks = layout.step_columns() / QUANT_BLOCK;
+        let most = SLICE / (unpacking.block * step_blocks) * step_blocks;
+        let panel_bytes = self.matrix.panel_bytes();
+        let panel = self.matrix.panels.bytes()[first * panel_bytes..].as_ptr();
+        let mut wide = MaybeUninit::<Lines>::uninit();
+        let slices = (0..blocks).step_by(most);
+        for (b, p) in slices.flat_map(|b| (0..count).map(move |p| (b, p))) {
+            let slice = most.min(blocks - b);
+            let stored =
+                panel.wrapping_add(p * panel_bytes + b / step_blocks * layout.step_bytes());
+            let next = stored.wrapping_add(slice / step_blocks * layout.step_bytes());
+            let w = wide.as_mut_ptr().cast::<u8>();
+            // SAFETY: the panel has `slice` blocks from `stored` on, whole steps, and `wide` has room
+            // for them unpacked.
+            unsafe { (unpacking.unpack)(stored, w, slice) };
+            for group in chunk.groups.clone() {
+                let (row, rows) = self.groups.get(group);
+                let at = row * blocks + b * rows;
+                let x = match unpacking.words {
+                    true => self.integers.words[at * QUANT_BLOCK..].as_ptr().cast(),
+                    false => self.integers.integers[at * QUANT_BLOCK..].as_ptr(),
+                };
+                let to_next = next.addr().wrapping_sub(w.addr());
+                let sums = p * chunk.rows + row - chunk.first;
+                // SAFETY: `quantize` filled all rows, in words where they are wanted; `acc` holds
+                // count * rows * 16, and no group has more rows than the tile.
                 unsafe {
-                    let to = self.out.get().add((chunk.first + r) * outputs + column);
-                    let to = std::slice::from_raw_parts_mut(to, columns);
-                    (self.kernels.table().finish)(acc, &bias, self.epilogue, to);
+                    (unpacking.tile)(&QuantTile {
+                        rows,
+                        panels: 1,
+                        blocks: slice,
+                        quads: std::hint::black_box(QUADS),
+                        x,
+                        scales: self.integers.scales.as_ptr().add(at),
+                        sums: self.integers.sums.as_ptr().add(at),
+                        group: rows,
+                        w,
+                        w_stride: 0,
+                        ahead: if group == chunk.groups.start { to_next } else { 0 },
+                        acc: acc.as_mut_ptr().add(sums * LANES),
+                    });
                 }
             }
+        }
+    }
+
+    /// Adds the bias, applies the epilogue, and writes the columns that exist.
+    fn finish(&self, first: usize, count: usize, chunk: &Chunk, acc: &[f32]) {
+        let (outputs, rows) = (self.matrix.outputs, chunk.rows);
+        let (start, end) = (first * LANES, outputs.min((first + count) * LANES));
+        let mut bias = [0.0; UNIT * LANES];
+        if let Some(all) = self.bias {
+            bias[..end - start].copy_from_slice(&all[start..end]);
+        }
+        // SAFETY: rows and columns are inside `out` (`linear` checked its length), and no other thread
+        // has these panels; the sums are `rows` of `count` panels, and the table's instructions are there.
+        unsafe {
+            (self.kernels.table().finish)(&Sums {
+                acc,
+                rows,
+                together: self.together,
+                bias: bias.as_chunks().0,
+                epilogue: self.epilogue,
+                out: self.out.get().add(chunk.first * outputs + start),
+                columns: end - start,
+                stride: outputs,
+            });
         }
     }
 }

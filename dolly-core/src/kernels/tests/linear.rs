@@ -8,6 +8,7 @@ use super::{Numbers, Rows, bits, pool, sets, sizes};
 use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear};
 use crate::kernels::pack::Layout;
 use crate::kernels::pool::Pool;
+use crate::kernels::quant::BlockSum;
 use crate::kernels::table::Kernels;
 
 const LAYOUTS: [Layout; 5] = [Layout::F32, Layout::F16, Layout::Bf16, Layout::Q8_0, Layout::Q4_0];
@@ -79,10 +80,15 @@ pub(super) fn rounded(kernels: Kernels, layout: Layout, x: &[f32], columns: usiz
     let blocks = columns.div_ceil(32);
     let mut all = Vec::new();
     for row in x.chunks(columns) {
-        let (mut q, mut d, mut sums) = (vec![0; blocks * 32], vec![0.0; blocks], vec![0; blocks]);
+        let (mut q, mut d, mut sums) =
+            (vec![0; blocks * 32], vec![0.0; blocks], vec![BlockSum::default(); blocks]);
         kernels.quantize_row(row, &mut q, &mut d, &mut sums, 1);
         for (b, q) in q.chunks(32).enumerate() {
-            assert_eq!(sums[b], q.iter().map(|q| i32::from(*q)).sum::<i32>());
+            let sum = |of: [usize; 2]| -> i16 {
+                let all = q.iter().enumerate().filter(|(k, _)| of.contains(&(k % 4)));
+                all.map(|(_, q)| i16::from(*q)).sum()
+            };
+            assert_eq!(sums[b], BlockSum { first: sum([0, 1]), last: sum([2, 3]) });
             let most =
                 row[b * 32..columns.min(b * 32 + 32)].iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             assert_eq!(d[b], most / 127.0);

@@ -5,6 +5,7 @@ use crate::kernels::LANES;
 use crate::kernels::linear::Epilogue;
 use crate::kernels::math::exp;
 use crate::kernels::portable::Portable;
+use crate::kernels::rows::Sums;
 use crate::kernels::table::Kernels;
 use crate::kernels::vector::Vector;
 use crate::model::Activation;
@@ -50,7 +51,18 @@ fn activation_of(kernels: Kernels, activation: Activation, x: &mut [f32]) {
     for group in x.as_chunks_mut::<LANES>().0 {
         let input = *group;
         // SAFETY: `sets` hands out what the CPU has.
-        unsafe { (kernels.table().finish)(&input, &[0.0; LANES], epilogue, group) };
+        unsafe {
+            (kernels.table().finish)(&Sums {
+                acc: &input,
+                rows: 1,
+                together: 1,
+                bias: &[[0.0; LANES]],
+                epilogue,
+                out: group.as_mut_ptr(),
+                columns: LANES,
+                stride: LANES,
+            });
+        }
     }
 }
 
