@@ -57,7 +57,8 @@ impl RowTable {
             if source.read_packed(&kind, piece, range.start, bytes) {
                 return Ok(());
             }
-            if layout.kept(source).is_some() {
+            // Q4_0's rows are held in blocks of bytes.
+            if layout.kept(source) == Some(piece) {
                 return source.read_blocks(range.start, bytes);
             }
             let mut row = try_vec(width, &what())?;
@@ -101,7 +102,7 @@ impl RowTable {
                 for (out, block) in
                     out.chunks_mut(QUANT_BLOCK).zip(row.as_chunks::<BLOCK_BYTES>().0)
                 {
-                    let scale = f16::from_ne_bytes([block[0], block[1]]).to_f32();
+                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
                     for (out, q) in out.iter_mut().zip(&block[2..]) {
                         *out = scale * f32::from(*q as i8);
                     }
@@ -139,7 +140,7 @@ fn store_row(layout: Layout, row: &[f32], to: &mut [u8]) {
                 let mut block = [0.0; QUANT_BLOCK];
                 block[..part.len()].copy_from_slice(part);
                 let (scale, q) = quantize_q8_0(&block);
-                to[..2].copy_from_slice(&scale.to_ne_bytes());
+                to[..2].copy_from_slice(&scale.to_le_bytes());
                 for (to, q) in to[2..].iter_mut().zip(q) {
                     *to = q as u8;
                 }

@@ -59,7 +59,7 @@ impl Q6K {
 }
 
 /// Two little-endian bytes of a file as a panel has them.
-fn half(bytes: [u8; 2]) -> [u8; 2] {
+pub(super) fn half(bytes: [u8; 2]) -> [u8; 2] {
     u16::from_le_bytes(bytes).to_ne_bytes()
 }
 

@@ -12,12 +12,12 @@
 //! | Q4_0 | 32 of K: 16 f16 scales, then for each 4 of K, 16 columns x 4 bytes, K in the low and K + 16 in the high half | 288 |
 //! | Q4_K, Q6_K | 256 of K: see `k_quant` | 2368, 3360 |
 //!
-//! Rows that a file stores as Q4_K or Q6_K are repacked as they are, without loss.
+//! Rows that a file stores in the blocks of their layout are repacked as they are, without loss.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::k_quant::{Q4K, Q6K, place_q4_k, place_q6_k};
+use super::k_quant::{Q4K, Q6K, half, place_q4_k, place_q6_k};
 use super::portable::f32_to_f16;
 use super::quant::{QUANT_BLOCK, quantize_q4_0, quantize_q8_0};
 use super::vector::LANES;
@@ -70,9 +70,11 @@ impl Layout {
     /// Bytes of a row of the source, where it has the very blocks that this layout repacks.
     pub(super) fn kept(self, source: &dyn RowSource) -> Option<usize> {
         let stored = match self {
+            Self::Q8_0 => StoredType::Q8_0,
+            Self::Q4_0 => StoredType::Q4_0,
             Self::Q4K => StoredType::Q4K,
             Self::Q6K => StoredType::Q6K,
-            _ => return None,
+            Self::F32 | Self::F16 | Self::Bf16 => return None,
         };
         let (weights, bytes) = stored.block();
         (source.blocks()? == stored).then_some(source.shape().1 / weights * bytes)
@@ -147,6 +149,8 @@ pub(super) fn pack_panel(layout: Layout, rows: &[f32], columns: usize, panel: &m
 pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [u8]) {
     for (lane, row) in rows.chunks_exact(row.max(1)).take(LANES).enumerate() {
         match layout {
+            Layout::Q8_0 => place_blocks::<34>(row, lane, panel),
+            Layout::Q4_0 => place_blocks::<18>(row, lane, panel),
             Layout::Q4K => {
                 let steps = panel.as_chunks_mut::<{ Q4K::BYTES }>().0;
                 for (step, block) in steps.iter_mut().zip(row.as_chunks::<144>().0) {
@@ -159,8 +163,21 @@ pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [
                     place_q6_k(block, lane, step);
                 }
             }
-            _ => {}
+            Layout::F32 | Layout::F16 | Layout::Bf16 => {}
         }
+    }
+}
+
+/// Puts a row's blocks of 32, as GGUF stores them, into its lane of a panel: the scale, then four bytes
+/// of each four of K, which in Q4_0 are those of K + 16 too.
+fn place_blocks<const BYTES: usize>(row: &[u8], lane: usize, panel: &mut [u8]) {
+    let steps = panel.chunks_exact_mut(LANES * BYTES);
+    for (step, block) in steps.zip(row.as_chunks::<BYTES>().0) {
+        let (scale, integers) = block.split_at(2);
+        let (scales, quads) = step.split_at_mut(2 * LANES);
+        scales[2 * lane..2 * lane + 2].copy_from_slice(&half([scale[0], scale[1]]));
+        let quads = quads.as_chunks_mut::<4>().0.iter_mut().skip(lane).step_by(LANES);
+        quads.zip(integers.as_chunks::<4>().0).for_each(|(to, quad)| *to = *quad);
     }
 }
 

@@ -68,7 +68,7 @@ fn kept(layout: Layout, row: &[f32]) -> Vec<f64> {
             .chunks(32)
             .flat_map(|x| block(x, &|x, i| (x * i + 8.5).floor().min(15.0) - 8.0, -8.0))
             .collect(),
-        Layout::Q4K | Layout::Q6K => unreachable!("tested in k_quant"),
+        Layout::Q4K | Layout::Q6K => unreachable!("tested in blocks"),
     }
 }
 

@@ -2,8 +2,8 @@
 
 mod attention;
 mod attention_gradient;
+mod blocks;
 mod gradient;
-mod k_quant;
 mod linear;
 mod math;
 mod matmul;

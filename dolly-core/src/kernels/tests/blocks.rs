@@ -1,4 +1,4 @@
-//! Q4_K and Q6_K: stored blocks repacked, and their products.
+//! Q8_0, Q4_0, Q4_K and Q6_K: stored blocks repacked, and their products.
 //!
 //! The reference is `weights::dequantize`, which the tests of `weights` hold against gguf-py.
 
@@ -10,9 +10,10 @@ use crate::error::Result;
 use crate::kernels::embedding::RowTable;
 use crate::kernels::linear::{Matrix, matrix_bytes};
 use crate::kernels::pack::Layout;
+use crate::kernels::quant::{quantize_q4_0, quantize_q8_0};
 use crate::weights::{RowSource, StoredType, dequantize, quantize_q4_k, quantize_q6_k};
 
-const LAYOUTS: [Layout; 2] = [Layout::Q4K, Layout::Q6K];
+const LAYOUTS: [Layout; 4] = [Layout::Q8_0, Layout::Q4_0, Layout::Q4K, Layout::Q6K];
 
 /// A matrix as a file stores it.
 struct Blocks {
@@ -22,20 +23,30 @@ struct Blocks {
 }
 
 fn stored(layout: Layout) -> StoredType {
-    if layout == Layout::Q4K { StoredType::Q4K } else { StoredType::Q6K }
+    match layout {
+        Layout::Q8_0 => StoredType::Q8_0,
+        Layout::Q4_0 => StoredType::Q4_0,
+        Layout::Q4K => StoredType::Q4K,
+        _ => StoredType::Q6K,
+    }
 }
 
 /// Where a block has its f16 scales.
 fn halves(stored: StoredType) -> &'static [usize] {
-    if stored == StoredType::Q4K { &[0, 2] } else { &[208] }
+    match stored {
+        StoredType::Q4K => &[0, 2],
+        StoredType::Q6K => &[208],
+        _ => &[0],
+    }
 }
 
 impl Blocks {
     /// Every byte of `fill`, with scales of up to 0.1 of either sign.
     fn new(layout: Layout, outputs: usize, inputs: usize, mut fill: impl FnMut() -> u8) -> Self {
         let stored = stored(layout);
-        let size = stored.block().1;
-        let mut bytes: Vec<u8> = (0..outputs * inputs / 256 * size).map(|_| fill()).collect();
+        let (weights, size) = stored.block();
+        let count = outputs * inputs / weights * size;
+        let mut bytes: Vec<u8> = (0..count).map(|_| fill()).collect();
         let mut numbers = Numbers(5);
         for block in bytes.chunks_mut(size) {
             for &at in halves(stored) {
@@ -70,8 +81,8 @@ impl Blocks {
 
     /// Block `b` of row `row`.
     fn block(&mut self, row: usize, b: usize) -> &mut [u8] {
-        let size = self.stored.block().1;
-        &mut self.bytes[(row * self.shape.1 / 256 + b) * size..][..size]
+        let (weights, size) = self.stored.block();
+        &mut self.bytes[(row * self.shape.1 / weights + b) * size..][..size]
     }
 }
 
@@ -93,7 +104,8 @@ impl RowSource for Blocks {
     }
 
     fn read_blocks(&self, first: usize, out: &mut [u8]) -> Result<()> {
-        let row = self.shape.1 / 256 * self.stored.block().1;
+        let (weights, size) = self.stored.block();
+        let row = self.shape.1 / weights * size;
         out.copy_from_slice(&self.bytes[first * row..][..out.len()]);
         Ok(())
     }
@@ -163,11 +175,12 @@ fn extreme_integers_do_not_saturate() {
             for signs in 0..4 {
                 let mut source = Blocks::new(layout, 16, 512, || fill);
                 for row in 0..16 {
-                    for b in 0..2 {
+                    for b in 0..512 / stored(layout).block().0 {
                         // 1.0 and 0.5: every term is a number of few bits, and the sums exact.
                         let block = source.block(row, b);
                         match layout {
                             Layout::Q4K => block[..4].copy_from_slice(&[0, 0x3c, 0, 0x38]),
+                            Layout::Q8_0 | Layout::Q4_0 => block[..2].copy_from_slice(&[0, 0x3c]),
                             _ => {
                                 block[192..208].fill(0x80);
                                 block[208..].copy_from_slice(&[0, 0x38]);
@@ -178,8 +191,10 @@ fn extreme_integers_do_not_saturate() {
                 // 127 steps of either sign, in four patterns; the scale is 1.
                 let odd = |k: usize| [0, k, k / 4, 1][signs] % 2;
                 let sign = |k: usize| [127.0, -127.0][odd(k)];
-                let x: Vec<f32> = (0..3 * 512).map(sign).collect();
-                check(layout, &source, &x, 3, true);
+                // Few rows, and as many as have tiles of their own.
+                let x: Vec<f32> = (0..16 * 512).map(sign).collect();
+                check(layout, &source, &x[..3 * 512], 3, true);
+                check(layout, &source, &x, 16, true);
             }
         }
     }
@@ -244,6 +259,12 @@ fn special_numbers_reach_their_outputs_and_no_others() {
     }
 }
 
+/// Blocks of 32: the scale, then the integers' bytes.
+fn of_32(values: &[f32], quantize: impl Fn(&[f32; 32]) -> (f16, Vec<u8>)) -> Vec<u8> {
+    let blocks = values.as_chunks().0.iter().map(quantize);
+    blocks.flat_map(|(scale, q)| scale.to_le_bytes().into_iter().chain(q)).collect()
+}
+
 /// Floats are packed as the writers round them, so that a converted file gives the same bits.
 #[test]
 fn floats_pack_as_their_stored_blocks() {
@@ -251,11 +272,18 @@ fn floats_pack_as_their_stored_blocks() {
     let pool = pool(2);
     let values = Numbers(13).normals(outputs * inputs);
     for layout in LAYOUTS {
-        let blocks = values.as_chunks::<256>().0.iter().flat_map(|block| match layout {
-            Layout::Q4K => quantize_q4_k(block).to_vec(),
-            _ => quantize_q6_k(block).to_vec(),
-        });
-        let bytes = blocks.collect();
+        let bytes = match layout {
+            Layout::Q8_0 => of_32(&values, |block| {
+                let (scale, q) = quantize_q8_0(block);
+                (scale, q.map(|q| q as u8).to_vec())
+            }),
+            Layout::Q4_0 => of_32(&values, |block| {
+                let (scale, q) = quantize_q4_0(block);
+                (scale, (0..16).map(|k| q[k] | q[k + 16] << 4).collect())
+            }),
+            Layout::Q4K => values.as_chunks().0.iter().flat_map(quantize_q4_k).collect(),
+            _ => values.as_chunks().0.iter().flat_map(quantize_q6_k).collect(),
+        };
         let kept = Blocks { bytes, stored: stored(layout), shape: (outputs, inputs) };
         let floats = Rows::new(values.clone(), outputs, inputs);
         let x = Numbers(17).normals(2 * inputs);
@@ -265,6 +293,10 @@ fn floats_pack_as_their_stored_blocks() {
                 bits(&product(kernels, &pool, &matrix, &x, 2))
             };
             assert_eq!(of(&kept), of(&floats), "{layout:?}");
+        }
+        // Held in bytes, whatever is stored.
+        if layout == Layout::Q4_0 {
+            continue;
         }
         let table = |source: &dyn RowSource| {
             let table = RowTable::load(&pool, source, layout).unwrap();
@@ -284,7 +316,7 @@ fn other_rows_are_held_as_q8_0() {
     let pool = pool(1);
     let source = Rows::new(Numbers(19).normals(outputs * inputs), outputs, inputs);
     let x = Numbers(23).normals(inputs);
-    for layout in LAYOUTS {
+    for layout in [Layout::Q4K, Layout::Q6K] {
         for kernels in sets() {
             let of = |layout| {
                 let matrix = Matrix::pack(&pool, &source, layout).unwrap();
