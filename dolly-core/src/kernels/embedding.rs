@@ -57,7 +57,7 @@ impl RowTable {
             if source.read_packed(&kind, piece, range.start, bytes) {
                 return Ok(());
             }
-            // Q4_0's rows are held in blocks of bytes.
+            // Rows are held as a file stores them, but Q4_0's, which become bytes.
             if layout.kept(source) == Some(piece) {
                 return source.read_blocks(range.start, bytes);
             }
@@ -85,17 +85,17 @@ impl RowTable {
         match self.layout {
             Layout::F32 => {
                 for (out, x) in out.iter_mut().zip(row.as_chunks::<4>().0) {
-                    *out = f32::from_ne_bytes(*x);
+                    *out = f32::from_le_bytes(*x);
                 }
             }
             Layout::F16 => {
                 for (out, x) in out.iter_mut().zip(row.as_chunks::<2>().0) {
-                    *out = f16::from_ne_bytes(*x).to_f32();
+                    *out = f16::from_le_bytes(*x).to_f32();
                 }
             }
             Layout::Bf16 => {
                 for (out, x) in out.iter_mut().zip(row.as_chunks::<2>().0) {
-                    *out = bf16::from_ne_bytes(*x).to_f32();
+                    *out = bf16::from_le_bytes(*x).to_f32();
                 }
             }
             Layout::Q8_0 | Layout::Q4_0 => {
@@ -118,7 +118,7 @@ fn store_row(layout: Layout, row: &[f32], to: &mut [u8]) {
     match layout {
         Layout::F32 => {
             for (to, x) in to.as_chunks_mut::<4>().0.iter_mut().zip(row) {
-                *to = x.to_ne_bytes();
+                *to = x.to_le_bytes();
             }
         }
         Layout::F16 => {
@@ -126,13 +126,13 @@ fn store_row(layout: Layout, row: &[f32], to: &mut [u8]) {
             for (to, part) in to.chunks_mut(2 * narrow.len()).zip(row.chunks(narrow.len())) {
                 narrow[..part.len()].convert_from_f32_slice(part);
                 for (to, x) in to.as_chunks_mut::<2>().0.iter_mut().zip(&narrow) {
-                    *to = x.to_ne_bytes();
+                    *to = x.to_le_bytes();
                 }
             }
         }
         Layout::Bf16 => {
             for (to, x) in to.as_chunks_mut::<2>().0.iter_mut().zip(row) {
-                *to = bf16::from_f32(*x).to_ne_bytes();
+                *to = bf16::from_f32(*x).to_le_bytes();
             }
         }
         Layout::Q8_0 | Layout::Q4_0 => {

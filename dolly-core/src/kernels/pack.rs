@@ -70,11 +70,13 @@ impl Layout {
     /// Bytes of a row of the source, where it has the very blocks that this layout repacks.
     pub(super) fn kept(self, source: &dyn RowSource) -> Option<usize> {
         let stored = match self {
+            Self::F32 => StoredType::F32,
+            Self::F16 => StoredType::F16,
+            Self::Bf16 => StoredType::Bf16,
             Self::Q8_0 => StoredType::Q8_0,
             Self::Q4_0 => StoredType::Q4_0,
             Self::Q4K => StoredType::Q4K,
             Self::Q6K => StoredType::Q6K,
-            Self::F32 | Self::F16 | Self::Bf16 => return None,
         };
         let (weights, bytes) = stored.block();
         (source.blocks()? == stored).then_some(source.shape().1 / weights * bytes)
@@ -147,6 +149,12 @@ pub(super) fn pack_panel(layout: Layout, rows: &[f32], columns: usize, panel: &m
 
 /// As [`pack_panel`], of rows of `row` bytes that [`Layout::kept`] keeps as they are.
 pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [u8]) {
+    match layout {
+        Layout::F32 => return place_floats::<4>(rows, row, panel, |lane| lane),
+        Layout::F16 => return place_floats::<2>(rows, row, panel, |lane| lane),
+        Layout::Bf16 => return place_floats::<2>(rows, row, panel, bf16_place),
+        Layout::Q8_0 | Layout::Q4_0 | Layout::Q4K | Layout::Q6K => {}
+    }
     for (lane, row) in rows.chunks_exact(row.max(1)).take(LANES).enumerate() {
         match layout {
             Layout::Q8_0 => place_blocks::<34>(row, lane, panel),
@@ -164,6 +172,28 @@ pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [
                 }
             }
             Layout::F32 | Layout::F16 | Layout::Bf16 => {}
+        }
+    }
+}
+
+/// Puts up to sixteen rows of floats of `N` bytes, little-endian as in files, into a panel.
+fn place_floats<const N: usize>(
+    rows: &[u8],
+    row: usize,
+    panel: &mut [u8],
+    place: impl Fn(usize) -> usize,
+) {
+    for (i, panel) in panel.chunks_mut(PART * LANES * N).enumerate() {
+        let part = i * PART * N..row.min((i + 1) * PART * N);
+        for (lane, row) in rows.chunks_exact(row.max(1)).take(LANES).enumerate() {
+            let Some(row) = row.get(part.clone()) else { continue };
+            let cells = panel.as_chunks_mut::<N>().0.iter_mut().skip(place(lane)).step_by(LANES);
+            for (cell, x) in cells.zip(row.as_chunks::<N>().0) {
+                *cell = *x;
+                if cfg!(target_endian = "big") {
+                    cell.reverse();
+                }
+            }
         }
     }
 }

@@ -428,9 +428,9 @@ impl RowSource for TensorReader<'_> {
     }
 
     fn blocks(&self) -> Option<StoredType> {
-        let block = self.info.stored.block().0;
-        let whole = block > 1 && self.cols.is_multiple_of(block) && self.added.is_none();
-        whole.then_some(self.info.stored)
+        let (weights, bytes) = self.info.stored.block();
+        let whole = bytes > 0 && self.cols.is_multiple_of(weights) && self.unit() == self.cols;
+        (whole && self.added.is_none()).then_some(self.info.stored)
     }
 
     fn read_blocks(&self, first: usize, out: &mut [u8]) -> Result<()> {

@@ -204,8 +204,8 @@ pub trait RowSource: Sync {
     ///
     /// Errors when the file cannot be read; callers stay within [`shape`](Self::shape).
     fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()>;
-    /// The type of the stored blocks, where rows are whole blocks that
-    /// [`read_blocks`](Self::read_blocks) gives; `None` where there are only floats.
+    /// The type of the stored weights, where rows are whole blocks of it that
+    /// [`read_blocks`](Self::read_blocks) gives; `None` where there are only computed floats.
     fn blocks(&self) -> Option<StoredType> {
         None
     }

@@ -177,9 +177,8 @@ fn every_block_type_matches_the_reference() {
 fn blocks_are_those_of_the_rows() {
     let kinds = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"];
     let qkv = "gpt_neox.layers.0.attention.query_key_value.weight";
-    for (file, name) in
-        kinds.map(|kind| ("quants.gguf", kind)).into_iter().chain([("model.gguf", qkv)])
-    {
+    let plain = [("model.gguf", qkv), ("model.safetensors", qkv), ("pytorch_model.bin", qkv)];
+    for (file, name) in kinds.map(|kind| ("quants.gguf", kind)).into_iter().chain(plain) {
         let checkpoint = open(&golden(file)).unwrap();
         let reader = checkpoint.reader(name).unwrap();
         let (rows, cols) = reader.shape();
@@ -200,8 +199,10 @@ fn blocks_are_those_of_the_rows() {
         assert!(reader.read_blocks(usize::MAX, &mut bytes).is_err());
         assert!(reader.read_blocks(0, &mut bytes[1..]).is_err());
     }
-    let plain = open(&golden("model.safetensors")).unwrap();
-    let reader = plain.reader(qkv).unwrap();
+    // Of a vector of query, key and value, single weights move.
+    let file = open(&golden("model.gguf")).unwrap();
+    let bias = qkv.replace("weight", "bias");
+    let reader = file.reader(&bias).unwrap();
     assert_eq!(reader.blocks(), None);
     assert!(reader.read_blocks(0, &mut [0; 4]).is_err());
 }

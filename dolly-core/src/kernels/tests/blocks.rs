@@ -2,7 +2,7 @@
 //!
 //! The reference is `weights::dequantize`, which the tests of `weights` hold against gguf-py.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::linear::{product, rounded};
 use super::{Numbers, Rows, bits, pool, sets};
@@ -24,6 +24,9 @@ struct Blocks {
 
 fn stored(layout: Layout) -> StoredType {
     match layout {
+        Layout::F32 => StoredType::F32,
+        Layout::F16 => StoredType::F16,
+        Layout::Bf16 => StoredType::Bf16,
         Layout::Q8_0 => StoredType::Q8_0,
         Layout::Q4_0 => StoredType::Q4_0,
         Layout::Q4K => StoredType::Q4K,
@@ -265,14 +268,17 @@ fn of_32(values: &[f32], quantize: impl Fn(&[f32; 32]) -> (f16, Vec<u8>)) -> Vec
     blocks.flat_map(|(scale, q)| scale.to_le_bytes().into_iter().chain(q)).collect()
 }
 
-/// Floats are packed as the writers round them, so that a converted file gives the same bits.
+/// Floats are packed as the writers round them, and floats of a file as they are, so that a converted file gives the same bits.
 #[test]
 fn floats_pack_as_their_stored_blocks() {
     let (outputs, inputs) = (35, 768);
     let pool = pool(2);
     let values = Numbers(13).normals(outputs * inputs);
-    for layout in LAYOUTS {
+    for layout in LAYOUTS.into_iter().chain([Layout::F32, Layout::F16, Layout::Bf16]) {
         let bytes = match layout {
+            Layout::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Layout::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            Layout::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
             Layout::Q8_0 => of_32(&values, |block| {
                 let (scale, q) = quantize_q8_0(block);
                 (scale, q.map(|q| q as u8).to_vec())
