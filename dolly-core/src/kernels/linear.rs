@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! rows interleaved in groups of 1..MR, or rounded to integers (`input`)
-//! for each unit of up to 8 panels (a thread's share)   weights stream through once a row chunk
-//!   for each chunk of at most 96 rows                  sums (panels, rows, 16) stay in L2
-//!     for each slice of K                              the rows' slice stays in L2
-//!       for each panel                                 the panel's slice stays in L1
-//!         for each group of rows                       micro-kernel: sums in registers
+//! for each unit of up to 8 panels
+//!   for each chunk of at most 96 rows    a thread's item: sums (panels, rows, 16) stay in L2
+//!     for each slice of K                the rows' slice stays in L2
+//!       for each panel                   the panel's slice stays in L1, unpacked where that pays
+//!         for each group of rows         micro-kernel: sums in registers
 //!     activation(sum + bias) (+ out) -> out
 //! ```
 //!
@@ -185,18 +185,20 @@ pub(crate) fn linear(
         floats,
         integers,
         groups,
-        group_rows,
         unpacking,
         bias,
         epilogue,
         out,
         together,
     };
-    pool.run(panels.div_ceil(unit), work >= PARALLEL_FROM, |_, range| {
+    // The chunks of a unit follow one another, while its weights are near.
+    let chunks = Groups::new(groups.count, ROW_CHUNK / group_rows);
+    pool.run(panels.div_ceil(unit) * chunks.count, work >= PARALLEL_FROM, |_, range| {
         let mut acc = [MaybeUninit::uninit(); UNIT * ROW_CHUNK * LANES];
-        for u in range {
-            let first = u * unit;
-            call.panels(first, unit.min(panels - first), &mut acc);
+        for item in range {
+            let first = item / chunks.count * unit;
+            let (start, count) = chunks.get(item % chunks.count);
+            call.chunk(first, unit.min(panels - first), start..start + count, &mut acc);
         }
     });
     Ok(())

@@ -11,8 +11,9 @@ use arc_swap::ArcSwap;
 
 use crate::error::{Error, Result};
 
-/// Chunks per thread that a `run` is cut into, so that a delayed thread holds the others up little.
-const CHUNKS: usize = 4;
+/// A thread takes its share of what is left, divided by this: little at the end, so that a delayed
+/// thread holds the others up little.
+const SHARES: usize = 2;
 
 /// A fixed number of threads, one of which is the caller's.
 ///
@@ -119,14 +120,13 @@ impl Pool {
             }
             return;
         }
-        let chunk = items.div_ceil(workers * CHUNKS);
         let next = AtomicUsize::new(0);
-        let worker = |worker: usize| loop {
-            let start = next.fetch_add(chunk, Ordering::Relaxed);
-            if start >= items {
-                break;
+        let end = |start: usize| start + ((items - start) / (workers * SHARES)).max(1);
+        let claim = |start| (start < items).then(|| end(start));
+        let worker = |worker: usize| {
+            while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim) {
+                work(worker, start..end(start));
             }
-            work(worker, start..items.min(start.saturating_add(chunk)));
         };
         state.install(|| fan_out(0..workers, &worker));
     }

@@ -1,6 +1,7 @@
 //! The loops of a product around the micro-kernels.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::input::{Groups, InputScratch};
 use super::{Epilogue, Matrix, ROW_CHUNK, UNIT};
@@ -33,8 +34,6 @@ pub(super) struct Call<'a> {
     pub floats: &'a [f32],
     pub integers: &'a InputScratch,
     pub groups: Groups,
-    /// Most rows of a group.
-    pub group_rows: usize,
     /// How integer weights are taken apart for several groups.
     pub unpacking: Option<&'static Unpacking>,
     pub bias: Option<&'a [f32]>,
@@ -46,33 +45,29 @@ pub(super) struct Call<'a> {
 
 /// Some groups of rows: their numbers, first row and rows.
 struct Chunk {
-    groups: std::ops::Range<usize>,
+    groups: Range<usize>,
     first: usize,
     rows: usize,
 }
 
 impl Call<'_> {
-    /// All rows of `count` panels from panel `first` on.
-    pub(super) fn panels(&self, first: usize, count: usize, acc: &mut Room) {
-        let most = ROW_CHUNK / self.group_rows;
-        for start in (0..self.groups.count).step_by(most) {
-            let groups = start..self.groups.count.min(start + most);
-            let (last, size) = self.groups.get(groups.end - 1);
-            let row = self.groups.get(start).0;
-            let chunk = Chunk { groups, first: row, rows: last + size - row };
-            let used = &mut acc[..chunk.rows * count * LANES];
-            used.fill(MaybeUninit::new(0.0));
-            // SAFETY: filled in the line above.
-            let used = unsafe { used.assume_init_mut() };
-            if let Some(unpacking) = self.unpacking {
-                self.unpacked_rows(unpacking, first, count, &chunk, used);
-            } else if self.matrix.layout.quantized() {
-                self.integer_rows(first, count, &chunk, used);
-            } else {
-                self.float_rows(first, count, &chunk, used);
-            }
-            self.finish(first, count, &chunk, used);
+    /// The rows of some groups, at most `ROW_CHUNK`, of `count` panels from panel `first` on.
+    pub(super) fn chunk(&self, first: usize, count: usize, groups: Range<usize>, acc: &mut Room) {
+        let (last, size) = self.groups.get(groups.end - 1);
+        let row = self.groups.get(groups.start).0;
+        let chunk = Chunk { groups, first: row, rows: last + size - row };
+        let used = &mut acc[..chunk.rows * count * LANES];
+        used.fill(MaybeUninit::new(0.0));
+        // SAFETY: filled in the line above.
+        let used = unsafe { used.assume_init_mut() };
+        if let Some(unpacking) = self.unpacking {
+            self.unpacked_rows(unpacking, first, count, &chunk, used);
+        } else if self.matrix.layout.quantized() {
+            self.integer_rows(first, count, &chunk, used);
+        } else {
+            self.float_rows(first, count, &chunk, used);
         }
+        self.finish(first, count, &chunk, used);
     }
 
     /// Bytes of weights that serve all tiles of a chunk before the next are read, if not all at once.
