@@ -8,16 +8,17 @@
 //! weight format; SHAPE `tiny`, `410m` (Pythia's), `3b` or `12b` (dolly-v2's). Weights are random and
 //! made at run time. Measured are the network's own steps, each with its logits read back and the
 //! likeliest token taken: what the scheduler and a sampler add is left out.
-#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use dolly_core::backend::candle::{CandleBackend, CandleCache, Compute};
 use dolly_core::backend::{Backend, Span};
 use dolly_core::model::{NeoX, Workspace};
-use dolly_core::{Config, WeightFormat};
+use dolly_core::{Config, Error, WeightFormat};
 use serde_json::{Value, json};
 
 const VOCABULARY: usize = 50_280;
@@ -240,20 +241,35 @@ fn measure(shape: &str, format: WeightFormat, gpu: Option<usize>, limits: &Limit
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let [device, format, shapes @ ..] = words.as_slice() else {
         // `cargo test --benches` runs it so: there is nothing to measure.
-        return println!("DEVICE FORMAT SHAPE...");
+        println!("DEVICE FORMAT SHAPE...");
+        return ExitCode::SUCCESS;
     };
-    let gpu = match device.parse().unwrap() {
+    match run(device, format, shapes) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(device: &str, format: &str, shapes: &[&str]) -> Result<(), Error> {
+    let gpu = match device.parse()? {
         dolly_core::Device::Cuda(index) => Some(index),
         _ => None,
     };
-    let format: WeightFormat = format.parse().unwrap();
+    let format: WeightFormat = format.parse()?;
     let device = match gpu {
-        Some(index) => Device::new_cuda(index).unwrap(),
+        Some(index) => {
+            // Says what is missing, where something is.
+            CandleBackend::on_gpu(index, Compute::F32)?;
+            Device::new_cuda(index)?
+        }
         None => Device::Cpu,
     };
     for shape in shapes {
@@ -267,4 +283,5 @@ fn main() {
         );
         measure(shape, format, gpu, &limits);
     }
+    Ok(())
 }

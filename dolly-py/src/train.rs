@@ -11,7 +11,7 @@ use dolly_core::train::{
     Evaluation, HistoryRow, MeanLoss, StepReport, StopReason, Trainer, TrainingOptions,
     TrainingRun, evaluate_with_source,
 };
-use dolly_core::{CancelToken, Config, Device, Error, Result, Tokenizer};
+use dolly_core::{CancelToken, Config, Error, Result, Tokenizer};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::PyBytes;
@@ -175,11 +175,6 @@ impl From<TrainingRun> for RunDict {
 /// The options from the attributes of `dolly_rs.training._Options`, checked.
 fn read(options: &Bound<'_, PyAny>, cancel: &CancelToken) -> Outcome<TrainingOptions> {
     let fields = Fields(options);
-    let device: Device = fields.get::<String>("device")?.parse()?;
-    if !matches!(device, Device::Auto | Device::Cpu) {
-        let reason = "this build trains on the CPU only".to_owned();
-        return Err(Error::Device { device: device.to_string(), reason }.into());
-    }
     let lora: Option<Bound<'_, PyAny>> = fields.get("lora")?;
     let eval_size: Bound<'_, PyAny> = fields.get("eval_size")?;
     let options = TrainingOptions {
@@ -200,6 +195,8 @@ fn read(options: &Bound<'_, PyAny>, cancel: &CancelToken) -> Outcome<TrainingOpt
         gradient_checkpointing: fields.get("gradient_checkpointing")?,
         seed: fields.get("seed")?,
         resume: fields.get("resume")?,
+        device: fields.get::<String>("device")?.parse()?,
+        precision: fields.get::<String>("precision")?.parse()?,
         threads: fields.get("threads")?,
         weight_decay: fields.get("weight_decay")?,
         adam_beta1: fields.get("adam_beta1")?,

@@ -293,6 +293,8 @@ def test_exception_of_on_step(base: Path, tmp_path: Path) -> None:
         ({"memory_limit": 1000}, dolly_rs.DollyMemoryError, "1000"),
         ({"device": "cuda"}, dolly_rs.DeviceError, "cuda"),
         ({"device": "tpu"}, dolly_rs.InvalidArgumentError, "tpu"),
+        ({"precision": "f8"}, dolly_rs.InvalidArgumentError, "f8"),
+        ({"precision": "bf16", "device": "cpu"}, dolly_rs.DollyError, "bf16"),
         ({"epochs": "two"}, TypeError, "epochs"),
         ({"eval_size": "all"}, TypeError, "eval_size"),
         ({"learning_rates": 1.0}, TypeError, "did you mean 'learning_rate'"),

@@ -4,13 +4,14 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 #[cfg(feature = "candle")]
-use crate::backend::candle::{CandleBackend, Compute, Gpu};
+use crate::backend::candle::{CandleBackend, Compute};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, CacheFormat};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Engine, Limits};
 use crate::model::{Config, LoadPlan, LoadProgress, load, main_format};
 use crate::options::CancelToken;
+use crate::pipeline::device::{Device, Gpu};
 use crate::pipeline::opened::Opened;
 use crate::pipeline::{Pipeline, PipelineParts};
 use crate::prompt::DollyPrompt;
@@ -33,44 +34,6 @@ const GPU_PREFILL_CHUNK: usize = 512;
 /// Of the memory of a GPU that is free, this share is left to the buffers of a step.
 #[cfg(feature = "candle")]
 const GPU_RESERVE: u64 = 10;
-
-/// Where the network runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Device {
-    /// A GPU where this build supports one and a driver answers, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU of this index; an error where it cannot be used.
-    Cuda(usize),
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
-impl std::str::FromStr for Device {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let unknown = || Error::option("device", name, "auto, cpu, cuda or cuda:N");
-        match name.split_once(':') {
-            None if name == "auto" => Ok(Self::Auto),
-            None if name == "cpu" => Ok(Self::Cpu),
-            None if name == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", index)) => index.parse().map(Self::Cuda).map_err(|_| unknown()),
-            _ => Err(unknown()),
-        }
-    }
-}
 
 /// Settings of a [`Pipeline`] before it is loaded.
 ///
@@ -104,18 +67,6 @@ pub struct PipelineBuilder {
     cancel: CancelToken,
     on_progress: Option<Box<dyn FnMut(LoadProgress) + Send>>,
     on_download: Option<Box<OnDownload>>,
-}
-
-/// A GPU; a build without candle has none.
-#[cfg(not(feature = "candle"))]
-enum Gpu {}
-
-#[cfg(not(feature = "candle"))]
-impl Gpu {
-    fn open(index: usize) -> Result<Self> {
-        let reason = crate::backend::NO_CUDA.to_owned();
-        Err(Error::Device { device: Device::Cuda(index).to_string(), reason })
-    }
 }
 
 type OnDownload = dyn FnMut(DownloadProgress<'_>) + Send;
@@ -334,17 +285,9 @@ impl PipelineBuilder {
         if self.as_on_gpu {
             return Ok(Some(Gpu::stand_in()));
         }
-        match self.device {
-            _ if self.reference => Ok(None),
-            Device::Cpu => Ok(None),
-            Device::Cuda(index) => Gpu::open(index).map(Some),
-            Device::Auto => match Gpu::open(0) {
-                Ok(gpu) => Ok(Some(gpu)),
-                Err(error) => {
-                    tracing::debug!(%error, "no GPU is used");
-                    Ok(None)
-                }
-            },
+        match self.reference {
+            true => Ok(None),
+            false => self.device.gpu(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod builder;
 mod convert;
+mod device;
 mod merge;
 mod opened;
 mod score;
@@ -23,8 +24,10 @@ use crate::prompt::{DollyPrompt, Instruction};
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightFormat;
 
-pub use builder::{Device, PipelineBuilder};
+pub use builder::PipelineBuilder;
 pub use convert::{ConvertOptions, FileFormat, convert, convert_with};
+pub use device::Device;
+pub(crate) use device::Gpu;
 pub use merge::merge_adapter;
 pub(crate) use merge::tokenizer_json;
 pub(crate) use opened::Opened;

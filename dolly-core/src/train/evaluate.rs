@@ -59,7 +59,7 @@ impl Sum {
 /// # Errors
 /// [`Error::InvalidInput`] without examples; [`Error::Cancelled`]; those of the model.
 pub(crate) fn evaluate_examples(
-    model: &mut impl Model,
+    model: &mut (impl Model + ?Sized),
     examples: &Examples,
     batch_size: usize,
     cancel: Option<&CancelToken>,

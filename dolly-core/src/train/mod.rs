@@ -7,6 +7,7 @@
 mod checkpoint;
 mod evaluate;
 mod examples;
+mod execution;
 #[cfg(test)]
 mod kill;
 mod log;
@@ -28,7 +29,7 @@ mod trainer;
 
 pub use evaluate::{Evaluation, MeanLoss};
 pub use lora::{Adapter, AdapterLayer, LoraConfig, write_adapter};
-pub use options::TrainingOptions;
+pub use options::{Precision, TrainingOptions};
 pub use run::{StepReport, StopReason, TrainingRun};
 pub use schedule::Schedule;
 pub use state::{BestLoss, HistoryRow};

@@ -53,17 +53,18 @@ pub(crate) struct AdamW {
 }
 
 /// What one update needs beside the tensors, in the types PyTorch computes it in.
-#[derive(Clone, Copy)]
-struct Update {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Update {
     /// Scale of the gradients, from clipping.
-    clip: f32,
-    keep: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    correction2_sqrt: f32,
-    epsilon: f32,
+    pub clip: f32,
+    /// What decay leaves of a value.
+    pub keep: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub step_size: f32,
+    pub correction2_sqrt: f32,
+    pub epsilon: f32,
 }
 
 impl AdamW {
@@ -96,9 +97,7 @@ impl AdamW {
         if parameters.len() != self.moments.len() {
             return Err(Error::Internal("the optimizer is another model's".to_owned()));
         }
-        self.updates += 1;
-        let matrix = self.at(rate, clip, self.settings.weight_decay);
-        let vector = self.at(rate, clip, 0.0);
+        let (matrix, vector) = self.next(rate, clip);
         let mut chunks = Vec::new();
         for (parameter, moments) in parameters.iter_mut().zip(&mut self.moments) {
             if !parameter.trainable {
@@ -119,6 +118,13 @@ impl AdamW {
             }
         });
         Ok(())
+    }
+
+    /// Counts an update; its constants for matrices, and for vectors.
+    pub fn next(&mut self, rate: f64, clip: f32) -> (Update, Update) {
+        self.updates += 1;
+        let decay = self.settings.weight_decay;
+        (self.at(rate, clip, decay), self.at(rate, clip, 0.0))
     }
 
     /// The constants of this update: formed in f64, then rounded, as PyTorch's scalars are.

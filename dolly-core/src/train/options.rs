@@ -6,9 +6,42 @@ use super::{LoraConfig, Schedule};
 use crate::dataset::SplitSize;
 use crate::error::{Error, Result};
 use crate::options::CancelToken;
+use crate::pipeline::Device;
 
 #[cfg(test)]
 mod tests;
+
+/// The type that a network in training forms its products in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16, on a GPU alone: weights, gradients, sums and moments stay f32.
+    Bf16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::option("precision", name, "f32 or bf16")),
+        }
+    }
+}
 
 /// Options of a run; `..Default::default()` gives the rest.
 ///
@@ -62,6 +95,11 @@ pub struct TrainingOptions {
     pub seed: u64,
     /// Goes on from the newest sound checkpoint in the output directory, if there is one.
     pub resume: bool,
+    /// Where the network is trained. On a GPU the results equal the CPU's within rounding only; a run
+    /// can be resumed on another device.
+    pub device: Device,
+    /// The type that products are formed in.
+    pub precision: Precision,
     /// Threads, 1 to 1024; one per core unless set. The results do not depend on it.
     pub threads: Option<usize>,
     /// Decoupled decay of matrices (not of biases and norms), 0 or more.
@@ -108,6 +146,8 @@ impl Default for TrainingOptions {
             gradient_checkpointing: true,
             seed: 42,
             resume: false,
+            device: Device::Auto,
+            precision: Precision::F32,
             threads: None,
             weight_decay: 0.0,
             adam_beta1: 0.9,
@@ -184,7 +224,8 @@ impl TrainingOptions {
 
     /// The options that decide the weights, by name: a resumed run must have the same.
     ///
-    /// Threads, gradient checkpointing, logs and limits change no weight and are left out. With a
+    /// Threads, gradient checkpointing, logs and limits change no weight and are left out; so is the
+    /// device, which changes no more than rounding. With a
     /// constant rate the length of the run is free: a run can be prolonged.
     pub(crate) fn fingerprint(&self) -> BTreeMap<String, String> {
         let lora = self.lora.as_ref().map(|lora| {
@@ -204,6 +245,7 @@ impl TrainingOptions {
             ("adam_epsilon", self.adam_epsilon.to_string()),
             ("max_grad_norm", self.max_grad_norm.to_string()),
             ("dropout", self.dropout.to_string()),
+            ("precision", self.precision.to_string()),
         ];
         if self.schedule != Schedule::Constant {
             options.push(("epochs", self.epochs.to_string()));
@@ -214,7 +256,7 @@ impl TrainingOptions {
 }
 
 /// Names of the options in a fingerprint, as errors need them.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "lora",
     "batch_size",
     "gradient_accumulation",
@@ -228,6 +270,7 @@ const NAMES: [&str; 15] = [
     "adam_epsilon",
     "max_grad_norm",
     "dropout",
+    "precision",
     "epochs",
     "max_steps",
 ];
@@ -240,10 +283,16 @@ pub(crate) fn check_fingerprint(
     now: &BTreeMap<String, String>,
     then: &BTreeMap<String, String>,
 ) -> Result<()> {
+    // Checkpoints of the time before there was a choice do not name it.
+    let only = Precision::F32.to_string();
     for name in NAMES {
-        let (now, then) = (now.get(name), then.get(name));
+        let known = |options: &'_ BTreeMap<String, String>| -> Option<String> {
+            let unnamed = (name == "precision").then_some(&only);
+            options.get(name).or(unnamed).cloned()
+        };
+        let (now, then) = (known(now), known(then));
         if now != then {
-            let shown = |value: Option<&String>| value.map_or("any", String::as_str).to_owned();
+            let shown = |value: Option<String>| value.unwrap_or_else(|| "any".to_owned());
             let value = format!("{} (the checkpoint has {})", shown(now), shown(then));
             let allowed = "the value the checkpoint was made with, or resume off";
             return Err(Error::option(name, value, allowed));

@@ -12,7 +12,7 @@ use super::evaluate::{Evaluation, evaluate_examples};
 use super::examples::{Example, Examples};
 use super::log::Log;
 use super::model::{LossSum, Model};
-use super::optimizer::{AdamSettings, AdamW, clip_scale, gradient_norm};
+use super::optimizer::{AdamSettings, AdamW, clip_scale};
 use super::options::TrainingOptions;
 use super::order::{Plan, epoch_order, noise};
 use super::state::{BestLoss, HistoryRow, Identity, State};
@@ -84,7 +84,7 @@ pub struct TrainingRun {
 }
 
 /// What a run works on.
-pub(crate) struct Job<'a, M> {
+pub(crate) struct Job<'a, M: ?Sized> {
     pub model: &'a mut M,
     pub options: &'a TrainingOptions,
     pub train: &'a Examples,
@@ -96,13 +96,13 @@ pub(crate) struct Job<'a, M> {
     pub on_step: &'a mut OnStep<'a>,
 }
 
-/// Trains; the model then holds the result's weights.
+/// Trains; the model's parameters then hold the result's weights, as they were last saved.
 ///
 /// # Errors
 /// [`Error::Diverged`] at a loss or norm that is not finite and [`Error::Cancelled`], both with
 /// all checkpoints kept; [`Error::InvalidInput`] without rows, or where the directory holds
 /// another run; [`Error::Io`].
-pub(crate) fn run<M: Model>(job: Job<'_, M>) -> Result<TrainingRun> {
+pub(crate) fn run<M: Model + ?Sized>(job: Job<'_, M>) -> Result<TrainingRun> {
     job.options.validate()?;
     let _held = Held::new(job.output_dir)?;
     checkpoint::clean(job.output_dir)?;
@@ -143,7 +143,7 @@ impl Drop for Held {
     }
 }
 
-struct Runner<'a, M> {
+struct Runner<'a, M: ?Sized> {
     job: Job<'a, M>,
     pool: Pool,
     plan: Plan,
@@ -161,7 +161,7 @@ struct Runner<'a, M> {
     spent: (Duration, u32),
 }
 
-impl<'a, M: Model> Runner<'a, M> {
+impl<'a, M: Model + ?Sized> Runner<'a, M> {
     fn new(job: Job<'a, M>) -> Result<Self> {
         let options = job.options;
         let rows = job.train.list.len();
@@ -227,6 +227,7 @@ impl<'a, M: Model> Runner<'a, M> {
             let optimizer = &mut self.optimizer;
             let (identity, plan) = (&self.identity, &self.plan);
             self.state = checkpoint::restore(&path, parameters, optimizer, identity, plan)?;
+            self.job.model.store(&self.optimizer)?;
             self.resumed_from = Some(step);
             break;
         }
@@ -293,12 +294,12 @@ impl<'a, M: Model> Runner<'a, M> {
             loss.tokens += sum.tokens;
         }
         let mean = finite(loss.nats / loss.tokens.max(1) as f64, number, "the loss")?;
-        let norm = gradient_norm(self.job.model.parameters(), &self.pool)?;
+        let norm = self.job.model.gradient_norm(&self.pool)?;
         let norm = finite(norm, number, "the norm of the gradients")?;
         let factor = options.schedule.factor(self.state.step, options.warmup_steps, self.total);
         let rate = options.learning_rate * factor;
         let clip = clip_scale(norm, options.max_grad_norm);
-        self.optimizer.update(self.job.model.parameters_mut(), &self.pool, rate, clip)?;
+        self.job.model.update(&mut self.optimizer, &self.pool, rate, clip)?;
         let row = HistoryRow {
             step: number,
             epoch: self.plan.epochs_after(number),
@@ -380,6 +381,7 @@ impl<'a, M: Model> Runner<'a, M> {
         {
             self.state.best_saved = Some(BestLoss { step: row.step, eval_loss });
         }
+        self.job.model.fetch(&mut self.optimizer)?;
         let (directory, parameters) = (self.job.output_dir, self.job.model.parameters());
         let (optimizer, identity) = (&self.optimizer, &self.identity);
         checkpoint::save(directory, parameters, optimizer, &self.state, identity, &self.plan)?;

@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::evaluate::evaluate_examples;
 use super::examples::{Examples, Row};
-use super::model::{Network, Parameter};
-use super::network::{BatchSize, Footprint, NetworkOptions, Trained};
+use super::execution::Execution;
+use super::model::{Model, Parameter};
+use super::network::{BatchSize, NetworkOptions, Start, Trained};
 use super::result::{AdapterToWrite, ModelToWrite, SHARD_BYTES, write_adapter_result, write_model};
 use super::run::{Job, threads};
 use super::special::TokenizerFile;
@@ -70,6 +71,7 @@ pub struct Trainer<'a> {
     config: Config,
     tokenizer: TokenizerFile,
     options: TrainingOptions,
+    execution: Execution,
     on_step: Box<OnStep<'a>>,
 }
 
@@ -77,7 +79,8 @@ impl<'a> Trainer<'a> {
     /// Opens the model to start from: a hub id, a directory, a `.gguf` file, or `dolly-nano`.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`], [`Error::ModelNotFound`], and those of the model's files.
+    /// [`Error::InvalidOption`], [`Error::Device`], [`Error::ModelNotFound`], and those of the
+    /// model's files.
     pub fn new(id_or_path: &str, options: TrainingOptions) -> Result<Self> {
         Self::with_source(id_or_path, options, &SourceOptions::from_env())
     }
@@ -89,6 +92,7 @@ impl<'a> Trainer<'a> {
         source: &SourceOptions,
     ) -> Result<Self> {
         options.validate()?;
+        let execution = Execution::new(&options)?;
         let files = source::resolve(id_or_path, source)?;
         let checkpoint = Checkpoint::open(&files)?;
         let config = Opened::new(&files, &checkpoint)?.config;
@@ -99,14 +103,15 @@ impl<'a> Trainer<'a> {
         }
         let base = Some(Base { name: id_or_path.to_owned(), files, checkpoint });
         let on_step = Box::new(|_: &StepReport| ControlFlow::Continue(()));
-        Ok(Self { base, config, tokenizer, options, on_step })
+        Ok(Self { base, config, tokenizer, options, execution, on_step })
     }
 
     /// A model from nothing: random weights of the shape `config` gives, and the bytes of a
     /// `tokenizer.json`, to which Dolly's special tokens are added.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] also for adapters, which need a base; [`Error::Tokenizer`].
+    /// [`Error::InvalidOption`] also for adapters, which need a base; [`Error::Device`];
+    /// [`Error::Tokenizer`].
     pub fn from_config(
         config: Config,
         tokenizer_json: Vec<u8>,
@@ -116,10 +121,19 @@ impl<'a> Trainer<'a> {
         if options.lora.is_some() {
             return Err(Error::option("lora", "adapters", "none for a model from nothing"));
         }
+        let execution = Execution::new(&options)?;
         let origin = Path::new("tokenizer.json");
         let tokenizer = TokenizerFile::new(tokenizer_json, origin)?.with_dolly_tokens(origin)?;
         let on_step = Box::new(|_: &StepReport| ControlFlow::Continue(()));
-        Ok(Self { base: None, config, tokenizer, options, on_step })
+        Ok(Self { base: None, config, tokenizer, options, execution, on_step })
+    }
+
+    /// As on a GPU, on the CPU: for tests.
+    #[cfg(feature = "candle")]
+    #[doc(hidden)]
+    pub fn as_on_gpu(mut self) -> Self {
+        self.execution.stand_in();
+        self
     }
 
     /// Called after every step; [`ControlFlow::Break`] ends the run there, with a checkpoint and a
@@ -194,6 +208,7 @@ impl<'a> Trainer<'a> {
         sources: &[SetInfo],
         output_dir: &Path,
     ) -> Result<TrainingRun> {
+        self.execution.check()?;
         let mut manifest = self.manifest(sources, output_dir)?;
         let base = self.base_digest(&manifest);
         let size = self.options.batch_size;
@@ -204,7 +219,7 @@ impl<'a> Trainer<'a> {
         };
         let mut network = self.network(batch)?;
         let run = super::run::run(Job {
-            model: &mut network,
+            model: &mut *network,
             options: &self.options,
             train,
             eval,
@@ -214,48 +229,32 @@ impl<'a> Trainer<'a> {
         })?;
         tracing::debug!(bytes = network.memory_bytes(), "memory the network took");
         metrics(&mut manifest, &run);
-        self.write(&network, &manifest, output_dir)?;
+        self.write(network.parameters(), &manifest, output_dir)?;
         Ok(run)
     }
 
-    /// The network with its first weights, for batches up to `batch`, within the memory limit.
-    fn network(&self, batch: BatchSize) -> Result<Network> {
-        let rows = match self.options.lora {
+    /// The hyper-parameters of what is trained.
+    fn shape(&self) -> Config {
+        let vocab_size = match self.options.lora {
             // One row per id, as the original's resize.
             None => self.tokenizer.tokenizer.vocab_size(),
             Some(_) => self.config.vocab_size,
         };
-        let config = Config { vocab_size: rows, ..self.config.clone() };
-        let trained = self.options.lora.clone().map_or(Trained::All, Trained::Adapters);
-        let options = network_options(&self.options, trained);
-        self.check_memory(&config, &options, batch)?;
-        let seed = self.options.seed;
-        match &self.base {
-            Some(base) => Network::load(&base.checkpoint, config, rows, &options, seed),
-            None => Network::initialised(config, &options, seed),
-        }
+        Config { vocab_size, ..self.config.clone() }
     }
 
-    /// Refuses what is beyond the memory limit; nothing of it is allocated yet.
-    fn check_memory(
-        &self,
-        config: &Config,
-        options: &NetworkOptions,
-        batch: BatchSize,
-    ) -> Result<()> {
-        let Some(limit) = self.options.memory_limit else { return Ok(()) };
-        let plan = Footprint::new(config, options, batch)?;
-        let needed = plan.total();
-        if needed <= limit {
-            return Ok(());
-        }
-        let Footprint { weights, gradients, moments, activations } = plan;
-        let what = format!(
-            "training (weights {weights}, gradients {gradients}, moments {moments}, activations of \
-             batches of up to {} tokens {activations})",
-            batch.tokens
-        );
-        Err(Error::MemoryLimit { what, needed, limit })
+    /// The network with its first weights, for batches up to `batch`, within the memory limit.
+    fn network(&self, batch: BatchSize) -> Result<Box<dyn Model>> {
+        let config = self.shape();
+        let trained = self.options.lora.clone().map_or(Trained::All, Trained::Adapters);
+        let options = network_options(&self.options, trained);
+        self.execution.check_memory(&config, &options, batch, self.options.memory_limit)?;
+        let (rows, seed) = (config.vocab_size, self.options.seed);
+        let start = match &self.base {
+            Some(base) => Start::load(&base.checkpoint, config, rows, &options.trained, seed)?,
+            None => Start::initialised(config, &options.trained, seed)?,
+        };
+        self.execution.network(start, &options)
     }
 
     fn manifest(&self, sources: &[SetInfo], output_dir: &Path) -> Result<Manifest> {
@@ -292,10 +291,9 @@ impl<'a> Trainer<'a> {
         hex(&hash.finalize())
     }
 
-    fn write(&self, network: &Network, manifest: &Manifest, directory: &Path) -> Result<()> {
+    fn write(&self, parameters: &[Parameter], manifest: &Manifest, directory: &Path) -> Result<()> {
         let kept = |p: &&Parameter| p.trainable || self.options.lora.is_none();
-        let sources: Vec<(&Parameter, Values<'_>)> = network
-            .parameters()
+        let sources: Vec<(&Parameter, Values<'_>)> = parameters
             .iter()
             .filter(kept)
             .map(|p| Ok((p, Values::of_tensor(&p.name, &p.shape, &p.values)?)))
@@ -313,7 +311,7 @@ impl<'a> Trainer<'a> {
             }
             _ => {
                 let model = ModelToWrite {
-                    config: network.config(),
+                    config: &self.shape(),
                     tensors: &tensors,
                     format: WeightFormat::F32,
                     tokenizer: &self.tokenizer.json,
@@ -328,8 +326,8 @@ impl<'a> Trainer<'a> {
 
 /// Loss and perplexity of a model, or of an adapter's directory, on instructions; by category too.
 ///
-/// Of `options`, batch size, `max_length`, threads and `cancel` are read. The result does not
-/// depend on the first and the third.
+/// Of `options`, batch size, `max_length`, device, precision, threads and `cancel` are read. The
+/// result does not depend on batch size and threads.
 ///
 /// ```
 /// use dolly_core::dataset::{Dataset, ReadOptions, Record};
@@ -355,6 +353,8 @@ pub fn evaluate_with_source(
     source: &SourceOptions,
 ) -> Result<Evaluation> {
     options.validate()?;
+    let execution = Execution::new(options)?;
+    execution.check()?;
     let directory = Path::new(id_or_path);
     let is_adapter =
         directory.join("adapter_config.json").is_file() && !directory.join("config.json").is_file();
@@ -377,8 +377,9 @@ pub fn evaluate_with_source(
     let examples = Examples::from_rows(data.iter().map(row), &tokenizer, length, cancel)?;
     let rows = config.vocab_size;
     let network = network_options(options, Trained::Nothing);
-    let mut network = Network::load(&checkpoint, config, rows, &network, 0)?;
-    evaluate_examples(&mut network, &examples, options.batch_size, cancel)
+    let start = Start::load(&checkpoint, config, rows, &network.trained, 0)?;
+    let mut network = execution.network(start, &network)?;
+    evaluate_examples(&mut *network, &examples, options.batch_size, cancel)
 }
 
 fn network_options(options: &TrainingOptions, trained: Trained) -> NetworkOptions {

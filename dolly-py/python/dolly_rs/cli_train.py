@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--source", metavar="TEXT", help="where the data was had from")
     parser.add_argument("--licence", metavar="SPDX", help="of the data")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    parser.add_argument("--device", default="auto", help="auto or cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--text", action="store_true", help="DATA is plain text to continue on")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="of files of rows")
     _add_nothing(parser)
@@ -105,6 +105,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         option(name, type=float, metavar="X")
     option("eval_size", type=size, metavar="N")
     option("schedule", choices=("constant", "linear", "cosine"))
+    option("precision", choices=("f32", "bf16"))
     option("gradient_checkpointing", action=argparse.BooleanOptionalAction)
 
 

@@ -32,6 +32,7 @@ Data = str | os.PathLike[str] | Dataset | Iterable[Any]
 Config = Mapping[str, Any] | str | os.PathLike[str]
 TokenizerJson = bytes | bytearray | memoryview | str | os.PathLike[str]
 ScheduleName = Literal["constant", "linear", "cosine"]
+PrecisionName = Literal["f32", "bf16"]
 
 
 class TrainingNames(TypedDict, total=False):
@@ -55,6 +56,7 @@ class TrainingNames(TypedDict, total=False):
     resume: bool
     threads: int | None
     device: str
+    precision: PrecisionName
     weight_decay: float
     adam_beta1: float
     adam_beta2: float
@@ -88,6 +90,7 @@ class _Options:
     resume: bool = False
     threads: int | None = None
     device: str = "auto"
+    precision: str = "f32"
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -143,6 +146,7 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     device: str = "auto",
+    precision: PrecisionName = "f32",
     on_step: OnStep | None = None,
     weight_decay: float = 0.0,
     adam_beta1: float = 0.9,
@@ -209,8 +213,12 @@ def train(
         Go on from the newest sound checkpoint in ``output_dir``, if there is one.
     threads : int, optional
         One per core unless given; the result does not depend on it.
-    device : {"auto", "cpu"}
-        Where the network runs.
+    device : str
+        Where the network runs: ``"auto"`` (a GPU where this build and this machine have one),
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Devices differ in rounding; a run can be resumed on
+        another.
+    precision : {"f32", "bf16"}
+        What products are formed in: ``"bf16"`` on a GPU alone. Weights and moments are f32 always.
     on_step : callable, optional
         Called after every step, on another thread, with a dict: the row of ``history``,
         ``total_steps``, ``remaining`` (seconds) and ``evaluation``. False ends the run there, with
@@ -377,6 +385,7 @@ def evaluate(
     batch_size: int = 8,
     max_length: int | None = None,
     threads: int | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Loss and perplexity of a model, or of an adapter's directory, on instruction data.
 
@@ -390,6 +399,8 @@ def evaluate(
         The result does not depend on them.
     max_length : int, optional
         Rows of this many tokens or more are left out and counted.
+    device : str
+        As of `train`.
 
     Returns
     -------
@@ -405,7 +416,9 @@ def evaluate(
     >>> found["loss"] == found["by_category"]["open_qa"]["loss"]
     True
     """
-    options = _Options(batch_size=batch_size, max_length=max_length, threads=threads)
+    options = _Options(
+        batch_size=batch_size, max_length=max_length, threads=threads, device=device
+    )
     return _native.evaluate(os.fspath(model), _dataset(data)._native, options, str(BUNDLED))
 
 

@@ -5,9 +5,9 @@ use candle_core::Device;
 use crate::error::{Error, Result};
 
 /// A GPU that answers, of a build with the feature `cuda`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Gpu {
-    pub(super) device: Device,
+    pub(crate) device: Device,
 }
 
 /// The error of a GPU that cannot be used.
@@ -80,7 +80,7 @@ impl From<candle_core::Error> for Error {
 }
 
 /// As the conversion of an error, with what was to be allocated where memory ran out.
-pub(super) fn allocating(what: &str, bytes: u64) -> impl Fn(candle_core::Error) -> Error {
+pub(crate) fn allocating(what: &str, bytes: u64) -> impl Fn(candle_core::Error) -> Error {
     move |error| match is_out_of_memory(&error) {
         true => Error::OutOfMemory { what: what.to_owned(), bytes },
         false => error.into(),

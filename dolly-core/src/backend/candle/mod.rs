@@ -25,7 +25,7 @@ mod cache;
 mod device;
 mod weights;
 
-pub(crate) use self::device::Gpu;
+pub(crate) use self::device::{Gpu, allocating};
 
 /// The type that attention computes in, and that keys and values are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,7 +171,8 @@ impl CandleBackend {
     }
 }
 
-fn activate(x: Tensor, activation: Activation) -> Result<Tensor> {
+/// An activation of every element.
+pub(crate) fn activate(x: Tensor, activation: Activation) -> Result<Tensor> {
     let sigmoid = |x: &Tensor| -> Result<Tensor> { Ok(((x.neg()?.exp()? + 1.0)?).recip()?) };
     Ok(match activation {
         Activation::Gelu => x.gelu_erf()?,

@@ -6,6 +6,8 @@ use crate::kernels::attention_gradient;
 use crate::kernels::matmul::scratch_floats;
 use crate::model::Config;
 use crate::train::LoraConfig;
+#[cfg(feature = "candle")]
+use crate::train::options::Precision;
 
 /// The largest batch of a run: no other has more tokens or a longer sequence.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +49,18 @@ impl Footprint {
             moments: trained.saturating_mul(8),
             activations: activations(config, options, batch),
         })
+    }
+
+    /// That of training on a device: the same but for the activations, which are an estimate.
+    #[cfg(feature = "candle")]
+    pub(crate) fn on_device(
+        config: &Config,
+        options: &NetworkOptions,
+        batch: BatchSize,
+        precision: Precision,
+    ) -> Result<Self> {
+        let activations = candle_activations(config, options, batch, precision);
+        Ok(Self { activations, ..Self::new(config, options, batch)? })
     }
 
     /// All of it.
@@ -114,11 +128,50 @@ fn activations(config: &Config, options: &NetworkOptions, batch: BatchSize) -> u
     floats.into_iter().fold(0, u64::saturating_add).saturating_mul(4)
 }
 
+/// Bytes of everything on a device that grows with the batch, and of passing tensors.
+///
+/// The passes hold what [`activations`] counts; besides, operations that make new tensors hold a few
+/// of the widest at a time, and attention all scores of a group. Padding may double its rows.
+#[cfg(feature = "candle")]
+fn candle_activations(
+    config: &Config,
+    options: &NetworkOptions,
+    batch: BatchSize,
+    precision: Precision,
+) -> u64 {
+    let size = match precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => 2,
+    };
+    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let (layers, vocabulary) = (config.num_hidden_layers as u64, config.vocab_size as u64);
+    let (tokens, longest) = (batch.tokens as u64, batch.longest as u64);
+    let kept = if options.gradient_checkpointing { 1 } else { layers.max(1) };
+    let block = (2 * 3 * hidden + hidden + inner) * size + 4 * hidden;
+    let passing = 4 * (6 * hidden + 5 * inner.max(3 * hidden));
+    let token = (layers + 2) * 4 * hidden + kept.saturating_mul(block) + passing;
+    let heads = config.num_attention_heads as u64;
+    let scores = heads.saturating_mul(longest).saturating_mul(tokens).saturating_mul(2);
+    let group =
+        (super::candle::SCORES as u64).max(heads.saturating_mul(longest.saturating_mul(longest)));
+    let predicted = tokens.min(head::most_rows(config.vocab_size) as u64);
+    let matrix = hidden.saturating_mul(vocabulary.max(inner).max(3 * hidden));
+    let bytes = [
+        token.saturating_mul(tokens),
+        scores.min(group).saturating_mul(4 * 4),
+        predicted.saturating_mul(vocabulary).saturating_mul(4 * 4),
+        // An update's passing tensors.
+        matrix.saturating_mul(4 * 4),
+        4 * (config.max_position_embeddings as u64).saturating_mul(config.rotary_dims as u64),
+    ];
+    bytes.into_iter().fold(0, u64::saturating_add)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::train::network::tests::network;
-    use crate::train::network::{Network, Parameter, Sequence};
+    use crate::train::network::{Network, Parameter, Sequence, Start};
 
     /// A network large enough for the batch to outweigh the scratch space.
     fn config(parallel: bool) -> Config {
@@ -144,7 +197,8 @@ mod tests {
         let ids: Vec<u32> = (0..400).collect();
         let batch: Vec<_> =
             lengths.iter().map(|n| Sequence { ids: &ids[..*n], first_label: 1 }).collect();
-        let mut network = Network::initialised(config.clone(), options, 1).unwrap();
+        let start = Start::initialised(config.clone(), &options.trained, 1).unwrap();
+        let mut network = Network::new(start, options).unwrap();
         network.accumulate(&batch, 1.0, 1).unwrap();
         network.losses(&batch).unwrap();
         let size = BatchSize {

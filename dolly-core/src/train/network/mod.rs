@@ -7,36 +7,40 @@
 //! padding. Every gradient is compared with PyTorch's (`tests/golden/make_gradients.py`).
 
 mod block;
+#[cfg(feature = "candle")]
+mod candle;
 mod dropout;
 mod head;
 mod memory;
 mod parameters;
 mod pass;
 mod plan;
+mod start;
 #[cfg(test)]
 mod tests;
 mod wiring;
 
 use block::Saved;
 use dropout::Noise;
-use parameters::Normals;
 use pass::{Executor, Pass};
 use plan::Plan;
 use wiring::Wiring;
 
+#[cfg(feature = "candle")]
+pub(crate) use candle::CandleNetwork;
 pub(crate) use memory::{BatchSize, Footprint};
 pub(crate) use parameters::Parameter;
 pub(crate) use plan::Sequence;
+pub(crate) use start::Start;
 
 use crate::backend::RotaryTable;
-use crate::error::{Error, Result, try_vec};
+use crate::error::{Error, Result, try_vec, try_zeroed};
 use crate::kernels::Kernels;
 use crate::kernels::attention_gradient::AttentionScratch;
 use crate::kernels::matmul::MatmulScratch;
 use crate::kernels::pool::Pool;
 use crate::model::Config;
 use crate::train::LoraConfig;
-use crate::weights::Checkpoint;
 
 /// How a network is trained.
 #[derive(Debug, Clone)]
@@ -122,41 +126,13 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Reads a checkpoint and gives its embeddings `vocab_rows` rows: those beyond are dropped,
-    /// missing ones drawn like those there.
-    pub(crate) fn load(
-        checkpoint: &Checkpoint,
-        config: Config,
-        vocab_rows: usize,
-        options: &NetworkOptions,
-        seed: u64,
-    ) -> Result<Self> {
-        let config = Config { vocab_size: vocab_rows, ..config };
-        let mut network = Self::zeros(config, options)?;
-        let mut numbers = Normals::new(seed);
-        for parameter in network.parameters.iter_mut().filter(|p| !p.name.contains(".lora_")) {
-            parameter.read(checkpoint, &mut numbers)?;
+    /// A network with these weights.
+    pub(crate) fn new(start: Start, options: &NetworkOptions) -> Result<Self> {
+        let Start { config, wiring, mut parameters } = start;
+        for parameter in parameters.iter_mut().filter(|p| p.trainable) {
+            let what = format!("the gradient of {}", parameter.name);
+            parameter.gradient = try_zeroed(parameter.values.len(), &what)?;
         }
-        wiring::initialise_adapters(&mut network.parameters, &mut numbers);
-        Ok(network)
-    }
-
-    /// A new network with random weights.
-    pub(crate) fn initialised(config: Config, options: &NetworkOptions, seed: u64) -> Result<Self> {
-        let mut network = Self::zeros(config, options)?;
-        let mut numbers = Normals::new(seed);
-        for parameter in network.parameters.iter_mut().filter(|p| !p.name.contains(".lora_")) {
-            parameter.initialise(&mut numbers);
-        }
-        wiring::initialise_adapters(&mut network.parameters, &mut numbers);
-        Ok(network)
-    }
-
-    fn zeros(config: Config, options: &NetworkOptions) -> Result<Self> {
-        if let Trained::Adapters(lora) = &options.trained {
-            lora.validate()?;
-        }
-        let (wiring, parameters) = wiring::build(&config, &options.trained)?;
         let layers = config.num_hidden_layers;
         let mut streams = try_vec(layers + 1, "activations")?;
         streams.resize_with(layers + 1, Vec::new);
@@ -185,6 +161,7 @@ impl Network {
     }
 
     /// The hyper-parameters; the vocabulary is that of the resized embeddings.
+    #[cfg(test)]
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }

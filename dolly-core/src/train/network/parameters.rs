@@ -18,22 +18,18 @@ pub(crate) struct Parameter {
     pub shape: Vec<usize>,
     /// Values, row-major.
     pub values: Vec<f32>,
-    /// Sum of the gradients since they were last cleared; empty when frozen.
+    /// Sum of the gradients since they were last cleared; empty when frozen, or held on a device.
     pub gradient: Vec<f32>,
     /// Whether it is trained.
     pub trainable: bool,
 }
 
 impl Parameter {
-    /// A tensor of zeros; a frozen one holds no gradient.
-    pub(super) fn zeros(name: String, shape: Vec<usize>, trainable: bool) -> Result<Self> {
+    /// A tensor of zeros, without room for a gradient.
+    fn zeros(name: String, shape: Vec<usize>, trainable: bool) -> Result<Self> {
         let len = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX);
         let values = try_zeroed(len, &name)?;
-        let gradient = match trainable {
-            true => try_zeroed(len, &format!("the gradient of {name}"))?,
-            false => Vec::new(),
-        };
-        Ok(Self { name, shape, values, gradient, trainable })
+        Ok(Self { name, shape, values, gradient: Vec::new(), trainable })
     }
 
     /// Bytes of values and gradient.

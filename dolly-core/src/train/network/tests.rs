@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use super::{Network, NetworkOptions, Sequence, Trained};
+use super::{Network, NetworkOptions, Sequence, Start, Trained};
 use crate::kernels::pool::Pool;
 use crate::model::Config;
 use crate::train::LoraConfig;
 use crate::train::optimizer::{AdamSettings, AdamW, clip_scale, gradient_norm};
 use crate::weights::{Checkpoint, ModelFiles};
 
-const CASES: [&str; 10] = [
+pub(super) const CASES: [&str; 10] = [
     "standard",
     "sequential",
     "tied",
@@ -31,9 +31,9 @@ fn golden() -> PathBuf {
 }
 
 #[derive(Deserialize)]
-struct Golden {
-    loss: f64,
-    ten_losses: Vec<f64>,
+pub(super) struct Golden {
+    pub(super) loss: f64,
+    pub(super) ten_losses: Vec<f64>,
     sequences: Vec<GoldenSequence>,
 }
 
@@ -44,22 +44,22 @@ struct GoldenSequence {
 }
 
 impl Golden {
-    fn read(case: &str) -> Self {
+    pub(super) fn read(case: &str) -> Self {
         let path = golden().join("gradients").join(format!("{case}.json"));
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
 
-    fn batch(&self) -> Vec<Sequence<'_>> {
+    pub(super) fn batch(&self) -> Vec<Sequence<'_>> {
         let all = self.sequences.iter();
         all.map(|s| Sequence { ids: &s.ids, first_label: s.first_label }).collect()
     }
 
-    fn labels(&self) -> usize {
+    pub(super) fn labels(&self) -> usize {
         self.batch().iter().map(Sequence::labels).sum()
     }
 }
 
-fn tensors(case: &str) -> Vec<(String, Vec<f32>)> {
+pub(super) fn tensors(case: &str) -> Vec<(String, Vec<f32>)> {
     let path = golden().join("gradients").join(format!("{case}.safetensors"));
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -68,16 +68,17 @@ fn tensors(case: &str) -> Vec<(String, Vec<f32>)> {
     file.iter().map(|(name, view)| (name.to_owned(), floats(view.data()))).collect()
 }
 
-fn lora(case: &str) -> Option<LoraConfig> {
+pub(super) fn lora(case: &str) -> Option<LoraConfig> {
     (case == "lora").then(|| LoraConfig { rank: 4, alpha: 6.0, ..LoraConfig::default() })
 }
 
-fn options(case: &str, threads: usize, gradient_checkpointing: bool) -> NetworkOptions {
+pub(super) fn options(case: &str, threads: usize, gradient_checkpointing: bool) -> NetworkOptions {
     let trained = lora(case).map_or(Trained::All, Trained::Adapters);
     NetworkOptions { threads, gradient_checkpointing, dropout: 0.0, trained }
 }
 
-pub(super) fn network(case: &str, options: &NetworkOptions) -> Network {
+/// The golden model's weights, and for `lora` the adapters'.
+pub(super) fn start(case: &str, trained: &Trained) -> Start {
     let name = if case == "lora" { "standard" } else { case };
     let directory = golden().join("parity").join(name);
     let config = directory.join("config.json");
@@ -90,15 +91,20 @@ pub(super) fn network(case: &str, options: &NetworkOptions) -> Network {
     let checkpoint = Checkpoint::open(&files).unwrap();
     let config = Config::from_json(&config).unwrap();
     let rows = config.vocab_size;
-    let mut network = Network::load(&checkpoint, config, rows, options, 1).unwrap();
-    for (name, values) in tensors(case) {
+    let mut start = Start::load(&checkpoint, config, rows, trained, 1).unwrap();
+    let adapters = if case == "lora" { tensors(case) } else { Vec::new() };
+    for (name, values) in adapters {
         if let Some(name) = name.strip_prefix("value.") {
-            let parameter = network.parameters_mut().iter_mut().find(|p| p.name == name).unwrap();
+            let parameter = start.parameters.iter_mut().find(|p| p.name == name).unwrap();
             assert_eq!(parameter.values.len(), values.len(), "{name}");
             parameter.values = values;
         }
     }
-    network
+    start
+}
+
+pub(super) fn network(case: &str, options: &NetworkOptions) -> Network {
+    Network::new(start(case, &options.trained), options).unwrap()
 }
 
 /// Budget of the promise: 1e-4 of a tensor's own norm, and of its largest element for each one.
@@ -258,7 +264,8 @@ fn embeddings_grow_and_shrink() {
     let config = Config::from_json(&directory.join("config.json")).unwrap();
     let load = |rows| {
         let options = options("standard", 1, false);
-        Network::load(&checkpoint, config.clone(), rows, &options, 3).unwrap()
+        let start = Start::load(&checkpoint, config.clone(), rows, &options.trained, 3).unwrap();
+        Network::new(start, &options).unwrap()
     };
     let (kept, more, fewer) = (load(96), load(99), load(50));
     for name in ["gpt_neox.embed_in.weight", "embed_out.weight"] {
@@ -286,7 +293,6 @@ fn impossible_batches_are_refused() {
     assert!(network.losses(&[]).is_err());
     let targets = vec!["dense".to_owned(), "mlp.nothing".to_owned()];
     let trained = Trained::Adapters(LoraConfig { targets, ..LoraConfig::default() });
-    let options = NetworkOptions { trained, ..options("standard", 1, false) };
-    let error = Network::initialised(network.config().clone(), &options, 1).err().unwrap();
+    let error = Start::initialised(network.config().clone(), &trained, 1).err().unwrap();
     assert!(error.to_string().contains("mlp.nothing"), "{error}");
 }

@@ -53,10 +53,16 @@ fn what_decides_the_weights_must_agree() {
         epochs: 9,
         save_steps: 1,
         logging_steps: 1,
+        device: Device::Cpu,
         ..base.clone()
     };
     check_fingerprint(&free.fingerprint(), &then).unwrap();
-    let changed: [(&str, TrainingOptions); 5] = [
+    // A checkpoint of the time before there was a choice was made in f32.
+    let mut older = then.clone();
+    older.remove("precision").unwrap();
+    check_fingerprint(&then, &older).unwrap();
+    let changed: [(&str, TrainingOptions); 6] = [
+        ("precision", TrainingOptions { precision: Precision::Bf16, ..base.clone() }),
         ("seed", TrainingOptions { seed: 1, ..base.clone() }),
         ("batch_size", TrainingOptions { batch_size: 1, ..base.clone() }),
         ("lora", TrainingOptions { lora: Some(LoraConfig::default()), ..base.clone() }),

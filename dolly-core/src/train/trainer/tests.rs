@@ -1,9 +1,12 @@
 use super::*;
 use crate::dataset::ReadOptions;
+use crate::train::network::Network;
 use crate::train::{HistoryRow, LoraConfig, StopReason};
 use crate::{Instruction, Pipeline};
 
 mod crash;
+#[cfg(feature = "candle")]
+mod device;
 
 /// A byte-level BPE of single characters.
 fn tokenizer() -> Vec<u8> {
@@ -72,7 +75,8 @@ fn base() -> tempfile::TempDir {
         dropout: 0.0,
         trained: Trained::All,
     };
-    let network = Network::initialised(config, &options, 5).unwrap();
+    let start = Start::initialised(config, &options.trained, 5).unwrap();
+    let network = Network::new(start, &options).unwrap();
     let sources: Vec<_> = network
         .parameters()
         .iter()
