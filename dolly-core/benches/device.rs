@@ -5,11 +5,15 @@
 //! ```
 //!
 //! DEVICE is `cuda`, `cuda:N` or `cpu` (candle's tensors there: only to see that it runs); FORMAT a
-//! weight format; SHAPE `tiny`, `410m` (Pythia's), `3b` or `12b` (dolly-v2's). Weights are random and
-//! made at run time. Measured are the network's own steps, each with its logits read back and the
+//! weight format; SHAPE `tiny`, `410m` (Pythia's), `3b` or `12b` (dolly-v2's), or `train-` before one of
+//! them for training it in f32 or bf16. Weights are random and made at run time. Measured are the network's own steps, each with its logits read back and the
 //! likeliest token taken: what the scheduler and a sampler add is left out.
+//!
+//! The device tests' program holds it too, so that one file is carried to a machine with a GPU;
+//! there `target/cuda/dolly-cuda-bench` calls it.
 #![allow(missing_docs, clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,9 +21,13 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use dolly_core::backend::candle::{CandleBackend, CandleCache, Compute};
 use dolly_core::backend::{Backend, Span};
+use dolly_core::dataset::{ReadOptions, SplitSize, TextCorpus};
 use dolly_core::model::{NeoX, Workspace};
-use dolly_core::{Config, Error, WeightFormat};
+use dolly_core::train::{Trainer, TrainingOptions};
+use dolly_core::{CancelToken, Config, Error, WeightFormat};
 use serde_json::{Value, json};
+
+mod support;
 
 const VOCABULARY: usize = 50_280;
 const CONTEXT: usize = 2048;
@@ -29,6 +37,8 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 /// Tokens of a prompt that is decoded after, and of one whose reading is measured.
 const SHORT: usize = 64;
 const LONG: usize = 512;
+/// Sequences of a training step.
+const BATCH: usize = 8;
 /// Decoding steps of a sample.
 const STEPS: usize = 64;
 /// Prompt tokens run in one step: the engine's on a GPU, and half of that.
@@ -186,6 +196,64 @@ impl Running {
     }
 }
 
+/// Training steps of [`BATCH`] sequences of [`LONG`] tokens, with and without checkpointing; nothing is
+/// written. Operations are counted once: what checkpointing computes again is not work done.
+fn train(shape: &str, format: WeightFormat, gpu: Option<usize>, peak: f64) -> Result<(), Error> {
+    let config = config(shape);
+    let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;
+    let operations = 3.0 * (operations(&config) + head);
+    let words: String =
+        (0..LONG * BATCH * 4).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
+    let corpus = TextCorpus::from_texts([words], "letters", &ReadOptions::default())?;
+    for checkpointing in [false, true] {
+        let cancel = CancelToken::new();
+        let options = TrainingOptions {
+            device: gpu.map_or(dolly_core::Device::Cpu, dolly_core::Device::Cuda),
+            precision: format.name().parse()?,
+            max_steps: Some(1000),
+            batch_size: BATCH,
+            max_length: Some(LONG),
+            eval_size: SplitSize::Rows(0),
+            save_steps: 0,
+            gradient_checkpointing: checkpointing,
+            cancel: Some(cancel.clone()),
+            ..Default::default()
+        };
+        let (mut rates, out) = (Vec::new(), std::env::temp_dir().join("dolly-bench-device"));
+        let trainer =
+            Trainer::from_config(config.clone(), support::tokenizer(VOCABULARY), options)?;
+        let trainer = trainer.on_step(|report| {
+            // The first step allocates.
+            if report.row.step > 1 {
+                rates.push(report.row.tokens_per_second);
+            }
+            if rates.len() == REPEATS {
+                // Ends before anything is saved.
+                cancel.cancel();
+            }
+            ControlFlow::Continue(())
+        });
+        match trainer.train_text(&corpus, &out) {
+            Err(Error::Cancelled) => {}
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        let _ = std::fs::remove_dir_all(&out);
+        let (rate, samples) = summed_up(rates);
+        println!(
+            "{}",
+            json!({
+                "shape": shape, "format": format.name(), "measure": "training",
+                "tokens_per_second": rate, "samples": samples, "details": {
+                    "batch": BATCH, "length": LONG, "checkpointing": checkpointing,
+                    "share_of_peak": rate * operations / peak,
+                },
+            })
+        );
+    }
+    Ok(())
+}
+
 /// Operations of a row in the matrices: two a weight, embedding aside.
 fn operations(config: &Config) -> f64 {
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
@@ -243,13 +311,7 @@ fn measure(shape: &str, format: WeightFormat, gpu: Option<usize>, limits: &Limit
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let [device, format, shapes @ ..] = words.as_slice() else {
-        // `cargo test --benches` runs it so: there is nothing to measure.
-        println!("DEVICE FORMAT SHAPE...");
-        return ExitCode::SUCCESS;
-    };
-    match run(device, format, shapes) {
+    match run(&words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -258,7 +320,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(device: &str, format: &str, shapes: &[&str]) -> Result<(), Error> {
+/// Measures what DEVICE, FORMAT and SHAPEs say.
+pub fn run(words: &[String]) -> Result<(), Error> {
+    let [device, format, shapes @ ..] = words else {
+        // `cargo test --benches` runs it so: there is nothing to measure.
+        println!("DEVICE FORMAT SHAPE...");
+        return Ok(());
+    };
     let gpu = match device.parse()? {
         dolly_core::Device::Cuda(index) => Some(index),
         _ => None,
@@ -281,7 +349,10 @@ fn run(device: &str, format: &str, shapes: &[&str]) -> Result<(), Error> {
             "{}",
             json!({"read_bytes_per_second": limits.read, "copy_bytes_per_second": limits.copy, "peaks": peaks})
         );
-        measure(shape, format, gpu, &limits);
+        match shape.strip_prefix("train-") {
+            Some(shape) => train(shape, format, gpu, limits.peak(format))?,
+            None => measure(shape, format, gpu, &limits),
+        }
     }
     Ok(())
 }

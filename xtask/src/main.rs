@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   header         write include/dolly.h anew
   wheel          build the Python wheel for this system into target/wheels
   wheel --old    the same for every Linux with glibc 2.28 or newer
-  cuda [CAP]     build the GPU's test and bench programs into target/cuda, for a compute capability (90)
+  cuda [CAP]     build the GPU's tests and bench into target/cuda, for a compute capability (90)
   install DIR    install the C library, header and model under DIR";
 
 fn main() -> ExitCode {

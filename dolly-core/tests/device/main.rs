@@ -6,6 +6,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod attention;
+#[path = "../../benches/device.rs"]
+#[allow(dead_code, reason = "its `main` is the bench target's")]
+mod bench;
 #[path = "../support/mod.rs"]
 mod support;
 mod train;
@@ -362,4 +365,15 @@ fn a_gpu_that_is_not_there_is_named() {
     // Any device will do: there is always one.
     let pipe = Pipeline::builder(path(&directory)).device(Device::Auto).build().unwrap();
     assert_eq!(pipe.complete(Prompt::Ids(&[1, 2, 3]), &greedy(4)).unwrap().token_ids.len(), 4);
+}
+
+/// The bench: `DOLLY_BENCH="cuda bf16 410m"` says what of.
+#[test]
+#[ignore = "measures, and takes minutes"]
+fn measure() -> Result<(), Error> {
+    let words = std::env::var("DOLLY_BENCH").unwrap_or_default();
+    let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+    // The harness leaves its line open.
+    println!();
+    bench::run(&words)
 }
