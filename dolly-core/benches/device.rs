@@ -202,44 +202,8 @@ fn train(shape: &str, format: WeightFormat, gpu: Option<usize>, peak: f64) -> Re
     let config = config(shape);
     let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;
     let operations = 3.0 * (operations(&config) + head);
-    let words: String =
-        (0..LONG * BATCH * 4).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
-    let corpus = TextCorpus::from_texts([words], "letters", &ReadOptions::default())?;
     for checkpointing in [false, true] {
-        let cancel = CancelToken::new();
-        let options = TrainingOptions {
-            device: gpu.map_or(dolly_core::Device::Cpu, dolly_core::Device::Cuda),
-            precision: format.name().parse()?,
-            max_steps: Some(1000),
-            batch_size: BATCH,
-            max_length: Some(LONG),
-            eval_size: SplitSize::Rows(0),
-            save_steps: 0,
-            gradient_checkpointing: checkpointing,
-            cancel: Some(cancel.clone()),
-            ..Default::default()
-        };
-        let (mut rates, out) = (Vec::new(), std::env::temp_dir().join("dolly-bench-device"));
-        let trainer =
-            Trainer::from_config(config.clone(), support::tokenizer(VOCABULARY), options)?;
-        let trainer = trainer.on_step(|report| {
-            // The first step allocates.
-            if report.row.step > 1 {
-                rates.push(report.row.tokens_per_second);
-            }
-            if rates.len() == REPEATS {
-                // Ends before anything is saved.
-                cancel.cancel();
-            }
-            ControlFlow::Continue(())
-        });
-        match trainer.train_text(&corpus, &out) {
-            Err(Error::Cancelled) => {}
-            Err(error) => return Err(error),
-            Ok(_) => {}
-        }
-        let _ = std::fs::remove_dir_all(&out);
-        let (rate, samples) = summed_up(rates);
+        let (rate, samples) = summed_up(training_rates(&config, format, gpu, checkpointing)?);
         println!(
             "{}",
             json!({
@@ -252,6 +216,49 @@ fn train(shape: &str, format: WeightFormat, gpu: Option<usize>, peak: f64) -> Re
         );
     }
     Ok(())
+}
+
+fn training_rates(
+    config: &Config,
+    format: WeightFormat,
+    gpu: Option<usize>,
+    gradient_checkpointing: bool,
+) -> Result<Vec<f64>, Error> {
+    let letter = |i: usize| char::from(b'a' + (i * i % 23) as u8);
+    let words: String = (0..LONG * BATCH * 4).map(letter).collect();
+    let corpus = TextCorpus::from_texts([words], "letters", &ReadOptions::default())?;
+    let cancel = CancelToken::new();
+    let options = TrainingOptions {
+        device: gpu.map_or(dolly_core::Device::Cpu, dolly_core::Device::Cuda),
+        precision: format.name().parse()?,
+        max_steps: Some(1000),
+        batch_size: BATCH,
+        max_length: Some(LONG),
+        eval_size: SplitSize::Rows(0),
+        save_steps: 0,
+        gradient_checkpointing,
+        cancel: Some(cancel.clone()),
+        ..Default::default()
+    };
+    let (mut rates, out) = (Vec::new(), std::env::temp_dir().join("dolly-bench-device"));
+    let trainer = Trainer::from_config(config.clone(), support::tokenizer(VOCABULARY), options)?;
+    let trainer = trainer.on_step(|report| {
+        // The first step allocates.
+        if report.row.step > 1 {
+            rates.push(report.row.tokens_per_second);
+        }
+        if rates.len() == REPEATS {
+            // Ends before anything is saved.
+            cancel.cancel();
+        }
+        ControlFlow::Continue(())
+    });
+    let run = trainer.train_text(&corpus, &out);
+    let _ = std::fs::remove_dir_all(&out);
+    match run {
+        Ok(_) | Err(Error::Cancelled) => Ok(rates),
+        Err(error) => Err(error),
+    }
 }
 
 /// Operations of a row in the matrices: two a weight, embedding aside.

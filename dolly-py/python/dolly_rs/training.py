@@ -416,9 +416,7 @@ def evaluate(
     >>> found["loss"] == found["by_category"]["open_qa"]["loss"]
     True
     """
-    options = _Options(
-        batch_size=batch_size, max_length=max_length, threads=threads, device=device
-    )
+    options = _Options(batch_size=batch_size, max_length=max_length, threads=threads, device=device)
     return _native.evaluate(os.fspath(model), _dataset(data)._native, options, str(BUNDLED))
 
 
