@@ -56,6 +56,7 @@ DEFAULTS = {
     "resume": False,
     "threads": None,
     "device": "auto",
+    "precision": "f32",
     "on_step": None,
     "weight_decay": 0.0,
     "adam_beta1": 0.9,
