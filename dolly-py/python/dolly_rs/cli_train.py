@@ -68,6 +68,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument("--max-length", type=int, metavar="N", help="rows of this length are left")
     parser.add_argument("--threads", type=int, metavar="N", help="one per core unless given")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.set_defaults(command=_evaluate)
 
 
@@ -207,5 +208,6 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         batch_size=parsed.batch_size,
         max_length=parsed.max_length,
         threads=parsed.threads,
+        device=parsed.device,
     )
     print(json.dumps(found))
