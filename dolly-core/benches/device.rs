@@ -1,13 +1,14 @@
 //! The network on a GPU beside the GPU's own limits, as JSON lines; all in one call, of one program.
 //!
 //! ```sh
-//! target/cuda/dolly-cuda-bench cuda bf16 410m 3b 12b
+//! target/cuda/dolly-cuda-bench cuda bf16 410m 3b 12b train-410m
 //! ```
 //!
-//! DEVICE is `cuda`, `cuda:N` or `cpu` (candle's tensors there: only to see that it runs); FORMAT a
-//! weight format; SHAPE `tiny`, `410m` (Pythia's), `3b` or `12b` (dolly-v2's), or `train-` before one of
-//! them for training it in f32 or bf16. Weights are random and made at run time. Measured are the network's own steps, each with its logits read back and the
-//! likeliest token taken: what the scheduler and a sampler add is left out.
+//! DEVICE is `cuda`, `cuda:N` or `cpu` (candle's tensors there, in training the kernels: only to see
+//! that it runs); FORMAT a weight format; SHAPE `tiny`, `410m` (Pythia's), `3b` or `12b` (dolly-v2's),
+//! or `train-` before one of them for training it in f32 or bf16. Weights are random and made at run
+//! time. Measured are the network's own steps, each with its logits read back and the likeliest token
+//! taken: what the scheduler and a sampler add is left out.
 //!
 //! The device tests' program holds it too, so that one file is carried to a machine with a GPU;
 //! there `target/cuda/dolly-cuda-bench` calls it.
@@ -196,8 +197,8 @@ impl Running {
     }
 }
 
-/// Training steps of [`BATCH`] sequences of [`LONG`] tokens, with and without checkpointing; nothing is
-/// written. Operations are counted once: what checkpointing computes again is not work done.
+/// Training steps of [`BATCH`] sequences of [`LONG`] tokens, with and without checkpointing; nothing
+/// is written. Operations are counted once: what checkpointing computes again is not work done.
 fn train(shape: &str, format: WeightFormat, gpu: Option<usize>, peak: f64) -> Result<(), Error> {
     let config = config(shape);
     let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;

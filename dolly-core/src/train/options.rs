@@ -95,8 +95,8 @@ pub struct TrainingOptions {
     pub seed: u64,
     /// Goes on from the newest sound checkpoint in the output directory, if there is one.
     pub resume: bool,
-    /// Where the network is trained. On a GPU the results equal the CPU's within rounding only; a run
-    /// can be resumed on another device.
+    /// Where the network is trained. On a GPU the results equal the CPU's within rounding only; a
+    /// run can be resumed on another device.
     pub device: Device,
     /// The type that products are formed in.
     pub precision: Precision,
@@ -117,9 +117,10 @@ pub struct TrainingOptions {
     /// Stops after so many evaluations in a row without a new best; the result is then the best
     /// checkpoint, and every new best is saved. `None` is off.
     pub early_stopping_patience: Option<usize>,
-    /// Bytes the run may take: weights, gradients, moments, and an upper bound of the activations
-    /// that the longest sequences would need in one batch. Checked before any of them is allocated;
-    /// the encoded data and what the process holds otherwise are not counted.
+    /// Bytes the run may take: weights, gradients, moments, and an upper bound (on a GPU an estimate)
+    /// of the activations that the longest sequences would need in one batch. Checked before any of
+    /// them is allocated; on a GPU it is the GPU's memory, and the host keeps copies of weights and
+    /// moments besides. The encoded data and what the process holds otherwise are not counted.
     pub memory_limit: Option<u64>,
     /// Stops the run with [`Error::Cancelled`] at the next batch, or at the next row while they are
     /// encoded; checkpoints stay.

@@ -1,8 +1,8 @@
 //! The network as a GPU runs it, against the CPU's kernels and transformers' golden values.
 //!
 //! `DOLLY_TEST_DEVICE=cuda` (or `cuda:N`) runs it on a GPU, `auto` on whatever the library takes;
-//! unset, the same code runs on candle's CPU tensors. All files are in the program: it can be copied to a machine with a GPU and run
-//! there.
+//! unset, the same code runs on candle's CPU tensors. All files are in the program: it can be copied
+//! to a machine with a GPU and run there.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod attention;

@@ -147,7 +147,7 @@ fn candle_activations(
     let (layers, vocabulary) = (config.num_hidden_layers as u64, config.vocab_size as u64);
     let (tokens, longest) = (batch.tokens as u64, batch.longest as u64);
     let kept = if options.gradient_checkpointing { 1 } else { layers.max(1) };
-    let block = (2 * 3 * hidden + hidden + inner) * size + 4 * hidden;
+    let block = (2 * 4 * hidden + hidden + inner) * size + 4 * hidden;
     let passing = 4 * (6 * hidden + 5 * inner.max(3 * hidden));
     let token = (layers + 2) * 4 * hidden + kept.saturating_mul(block) + passing;
     let heads = config.num_attention_heads as u64;

@@ -40,7 +40,8 @@ impl Pass<'_> {
             let both = self.turned(&both, false)?;
             let query = (both.narrow(0, 0, n)? * self.scale())?.to_dtype(self.dtype)?;
             let key = both.narrow(0, n, n)?.to_dtype(self.dtype)?;
-            Ok(Rotated { query, key, value: all.get(2)? })
+            // A copy, so that the unrotated rest is not kept with it.
+            Ok(Rotated { query, key, value: all.get(2)?.force_contiguous()? })
         });
         rotated.collect()
     }
