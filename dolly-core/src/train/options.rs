@@ -284,7 +284,7 @@ pub(crate) fn check_fingerprint(
     now: &BTreeMap<String, String>,
     then: &BTreeMap<String, String>,
 ) -> Result<()> {
-    // Checkpoints of the time before there was a choice do not name it.
+    // A checkpoint that does not name it was made in f32.
     let only = Precision::F32.to_string();
     for name in NAMES {
         let known = |options: &'_ BTreeMap<String, String>| -> Option<String> {
