@@ -19,6 +19,7 @@ use std::mem::MaybeUninit;
 use super::buffer::Buffer;
 use super::pack::{Layout, pack_blocks, pack_panel};
 use super::pool::{Pool, Shared, fill};
+use super::quant::Unpacking;
 use super::table::Kernels;
 use super::vector::LANES;
 use crate::error::{Error, Result, try_vec, try_zeroed};
@@ -154,27 +155,17 @@ pub(crate) fn linear(
     if rows == 0 {
         return Ok(());
     }
-    let (table, quantized) = (kernels.table(), matrix.layout.quantized());
-    let unpacking = (table.unpacking)(matrix.layout).filter(|unpacking| rows >= unpacking.from);
-    let group_rows = match unpacking {
-        Some(unpacking) => unpacking.rows,
-        None if quantized => table.quant_rows,
-        None => table.float_rows,
-    };
+    let (unpacking, group_rows) = tiles(kernels, matrix.layout, rows);
     let groups = Groups::new(rows, group_rows);
     let input = Input { kernels, pool, x, inputs: matrix.inputs, groups };
-    match quantized {
+    match matrix.layout.quantized() {
         true => input.quantize(scratch, unpacking.is_some_and(|unpacking| unpacking.words))?,
         false => input.interleave(&mut scratch.floats)?,
     }
     let scratch = &*scratch;
     let panels = matrix.outputs.div_ceil(LANES);
     let together = panels_at_once(kernels, matrix.layout, rows);
-    let unit = match rows {
-        // Weights dominate: a unit is what one tile reads, from front to back.
-        ..UNIT_FROM => together,
-        _ => (panels / (4 * pool.threads())).clamp(1, UNIT).next_multiple_of(together),
-    };
+    let unit = unit(rows, panels / pool.threads(), together);
     let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
     let floats = if rows == 1 { x } else { &scratch.floats };
     let out = Shared::new(out);
@@ -202,6 +193,25 @@ pub(crate) fn linear(
         }
     });
     Ok(())
+}
+
+/// How integer weights are unpacked for so many rows, if that pays, and the most rows of a tile.
+fn tiles(kernels: Kernels, layout: Layout, rows: usize) -> (Option<&'static Unpacking>, usize) {
+    let table = kernels.table();
+    match (table.unpacking)(layout).filter(|unpacking| rows >= unpacking.from) {
+        Some(unpacking) => (Some(unpacking), unpacking.rows),
+        None if layout.quantized() => (None, table.quant_rows),
+        None => (None, table.float_rows),
+    }
+}
+
+/// Panels of a unit, of `share` that a thread has: whole tiles.
+fn unit(rows: usize, share: usize, together: usize) -> usize {
+    match rows {
+        // Weights dominate: a unit is what one tile reads, from front to back.
+        ..UNIT_FROM => together,
+        _ => (share / 4).clamp(1, UNIT).next_multiple_of(together),
+    }
 }
 
 /// Panels that a tile takes, to keep enough sums in flight.
