@@ -265,7 +265,8 @@ impl Call<'_> {
             bias[..end - start].copy_from_slice(&all[start..end]);
         }
         // SAFETY: rows and columns are inside `out` (`linear` checked its length), and no other thread
-        // has these panels; the sums are `rows` of `count` panels, and the table's instructions are there.
+        // has these rows of these panels; the sums are `rows` of `count` panels, and the table's
+        // instructions are there.
         unsafe {
             (self.kernels.table().finish)(&Sums {
                 acc,
