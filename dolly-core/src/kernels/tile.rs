@@ -12,8 +12,8 @@
 
 use super::vector::{CACHE_LINE, LANES, Vector, prefetch};
 
-/// Steps of the loop that are written out.
-const UNROLLED: usize = 4;
+/// Steps of the loop that are written out: a round.
+pub(super) const ROUND: usize = 4;
 /// Floats of a row that are asked for ahead of its use: about 200 cycles.
 const X_AHEAD: usize = 32;
 
@@ -31,10 +31,12 @@ pub(super) struct Tile {
     pub w: *const u8,
     /// Bytes from one panel to the next.
     pub w_stride: usize,
-    /// How far ahead of the weights memory is asked for, in bytes, where there are several rows: their
-    /// arithmetic leaves the CPU too little room to run ahead. One row is best left to it. Not at all
-    /// if 0.
-    pub ahead: usize,
+    /// Weights of panel 0 that are asked for, of the others as far from theirs, where there are several
+    /// rows: their arithmetic leaves the CPU too little room to run ahead. One row is best left to it.
+    pub ask: *const u8,
+    /// Cache lines of a panel that are asked for in a round, at most four. Asking for what is there
+    /// would cost a twentieth.
+    pub lines: usize,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
     /// Floats from one row of `acc` to the next.
@@ -176,13 +178,12 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
                 acc[r][p] = V::load(t.acc.add(r * t.acc_stride + p * LANES));
             }
         }
-        let whole = t.k - t.k % UNROLLED;
-        for k in (0..whole).step_by(UNROLLED) {
-            // What earlier tiles brought is there: asking again would cost a twentieth.
-            if R > 1 && t.ahead > 0 {
-                ask_ahead::<W, R, P>(t, k);
+        let whole = t.k - t.k % ROUND;
+        for k in (0..whole).step_by(ROUND) {
+            if R > 1 && t.lines > 0 {
+                ask_ahead::<R, P>(t, k);
             }
-            for k in k..k + UNROLLED {
+            for k in k..k + ROUND {
                 step::<V, W, R, P>(t, k, &mut acc);
             }
         }
@@ -197,16 +198,16 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
     }
 }
 
-/// Asks for the lines of some later steps.
+/// Asks for some later steps of the rows, and for a round's lines of weights.
 #[inline(always)]
-fn ask_ahead<W: Weight, const R: usize, const P: usize>(t: &Tile, k: usize) {
-    for line in (0..UNROLLED * R * 4).step_by(CACHE_LINE) {
+fn ask_ahead<const R: usize, const P: usize>(t: &Tile, k: usize) {
+    for line in (0..ROUND * R * 4).step_by(CACHE_LINE) {
         prefetch(t.x.wrapping_add((k + X_AHEAD) * R).cast::<u8>().wrapping_add(line));
     }
+    let asked = k / ROUND * t.lines;
     for p in 0..P {
-        for line in (0..UNROLLED * W::BYTES).step_by(CACHE_LINE) {
-            let w = t.w.wrapping_add(p * t.w_stride + k * W::BYTES + line);
-            prefetch(w.wrapping_add(t.ahead));
+        for line in (0..ROUND).filter(|line| *line < t.lines) {
+            prefetch(t.ask.wrapping_add(p * t.w_stride + (asked + line) * CACHE_LINE));
         }
     }
 }

@@ -18,8 +18,8 @@ use super::cache::Head;
 use crate::backend::CacheFormat;
 use crate::kernels::linear::{MOST_ROWS, float_panels};
 use crate::kernels::table::Kernels;
-use crate::kernels::tile::Tile;
-use crate::kernels::vector::LANES;
+use crate::kernels::tile::{ROUND, Tile};
+use crate::kernels::vector::{CACHE_LINE, LANES};
 
 /// Positions whose scores are held at a time: six rows of them stay in L1.
 const BLOCK: usize = 256;
@@ -121,7 +121,8 @@ impl Stream<'_, '_> {
                 x: scratch.query_tile.as_ptr(),
                 w: keys.as_ptr(),
                 w_stride: panel_bytes,
-                ahead: AHEAD,
+                ask: keys.as_ptr().wrapping_add(AHEAD),
+                lines: ROUND * LANES * shape.element() / CACHE_LINE,
                 acc: scratch.scores[panel * LANES..].as_mut_ptr(),
                 acc_stride: BLOCK,
             });
@@ -174,14 +175,16 @@ impl Stream<'_, '_> {
             let at = group * shape.tokens + start + part.start;
             let end = (group + panels - 1) * shape.tokens + start + part.end;
             assert!(self.head.values.len() >= end * step && part.end <= BLOCK);
+            let values = self.head.values[at * step..].as_ptr();
             self.product(&Tile {
                 rows,
                 panels,
                 k: part.len(),
                 x: scratch.score_tile.as_ptr(),
-                w: self.head.values[at * step..].as_ptr(),
+                w: values,
                 w_stride: shape.tokens * step,
-                ahead: AHEAD,
+                ask: values.wrapping_add(AHEAD),
+                lines: ROUND * step / CACHE_LINE,
                 acc: scratch.out[first * width + group * LANES..].as_mut_ptr(),
                 acc_stride: width,
             });

@@ -10,18 +10,43 @@ use crate::kernels::pack::Layout;
 use crate::kernels::pool::Shared;
 use crate::kernels::quant::{QUADS, QUANT_BLOCK, QuantTile, Unpacking};
 use crate::kernels::rows::Sums;
-use crate::kernels::tile::Tile;
-use crate::kernels::vector::LANES;
+use crate::kernels::tile::{ROUND, Tile};
+use crate::kernels::vector::{CACHE_LINE, LANES};
 
 /// Bytes of f32 weights, of all panels of a tile, that serve the tiles of a chunk together; of integers
 /// half as many.
 const SLICE: usize = 16 << 10;
+/// Groups of rows that share asking for weights, at most.
+const FEW: usize = 4;
 /// Bytes of weights that are asked for ahead of their use, at least.
 const AHEAD: usize = 2048;
+
+/// How far ahead the first tile of a slice of integers asks for weights, and the others, which find
+/// them.
+fn ahead(slice: Option<usize>, first: bool) -> usize {
+    match (slice, first) {
+        (None, _) => AHEAD,
+        (Some(slice), true) => slice.max(AHEAD),
+        (Some(_), false) => 0,
+    }
+}
+
+/// Which lines of the next slice the tile of group `index` of `groups` asks for, of those that a round
+/// of the loop passes. A few groups share them: memory works all the time that they compute, and no tile
+/// asks for more at once than the CPU keeps in flight. Many hide what the first one waits.
+fn share(index: usize, groups: usize, lines: usize) -> Range<usize> {
+    let sharers = if groups <= FEW { groups.min(lines).max(1) } else { 1 };
+    let end = |index: usize| index.min(sharers) * lines / sharers;
+    end(index)..end(index + 1)
+}
 
 /// An unpacked slice, on the boundary of a cache line: vectors do not cross two.
 #[repr(align(64))]
 struct Lines(#[expect(dead_code, reason = "written through a pointer")] [u8; SLICE]);
+
+/// From 16-bit weights to floats, and how many steps.
+type Widen = unsafe fn(*const u8, *mut f32, usize);
+type FloatTile = unsafe fn(&Tile);
 
 /// Room for the sums of one unit and chunk; one row's worth of it is touched for one row.
 pub(super) type Room = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
@@ -71,66 +96,48 @@ impl Call<'_> {
     }
 
     /// Bytes of weights that serve all tiles of a chunk before the next are read, if not all at once.
-    /// They should stay in the first cache. Few tiles do not hide the time until they are there, but
-    /// a smaller slice, with as much asked for ahead, does.
-    fn slice(&self, chunk: &Chunk) -> Option<usize> {
-        match chunk.groups.len() {
+    /// They should stay in the first cache, beside the next.
+    fn slice(groups: usize) -> Option<usize> {
+        match groups {
             0 | 1 => None,
-            2 | 3 => Some(SLICE / 4),
+            2 | 3 => Some(SLICE / 2),
             _ => Some(SLICE),
         }
     }
 
-    /// How far ahead the first tile of a slice asks for weights, and the others: these find them.
-    fn ahead(slice: Option<usize>, first: bool) -> usize {
-        match (slice, first) {
-            (None, _) => AHEAD,
-            (Some(slice), true) => slice.max(AHEAD),
-            (Some(_), false) => 0,
-        }
-    }
-
     fn float_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
-        let (table, layout) = (self.kernels.table(), self.matrix.layout);
         let (inputs, together) = (self.matrix.inputs, self.together);
-        // 16-bit weights that serve many rows are widened once, not once a tile: same values.
-        let widen = match layout {
-            Layout::F16 if chunk.groups.len() > 2 => Some(table.widen_f16),
-            Layout::Bf16 if chunk.groups.len() > 2 => Some(table.widen_bf16),
-            _ => None,
-        };
+        let (widen, kernel) = self.float_tile(chunk);
         let mut wide = MaybeUninit::<[f32; SLICE / 4]>::uninit();
-        let kernel = match layout {
-            Layout::F16 if widen.is_none() => table.tile_f16,
-            Layout::Bf16 if widen.is_none() => table.tile_bf16,
-            _ => table.tile_f32,
-        };
-        let slice = self.slice(chunk);
+        let slice = Self::slice(chunk.groups.len());
         let steps = slice.map_or(inputs.max(1), |bytes| bytes / (4 * LANES * together));
-        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
+        let (panel_bytes, step_bytes) =
+            (self.matrix.panel_bytes(), self.matrix.layout.step_bytes());
+        let panel = self.matrix.panels.bytes()[first * panel_bytes..].as_ptr();
         let slices = (0..inputs).step_by(steps);
         for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
             let (steps, panels) = (steps.min(inputs - k), together.min(count - p));
-            // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
-            // panels. Rows and panels of each tile exist (`linear` checked the lengths), `acc` holds
-            // count * rows * 16.
-            unsafe {
-                let mut w_stride = self.matrix.panel_bytes();
-                let mut w = panel.add(p * w_stride + k * layout.step_bytes());
-                // From the tile's weights to the next slice as it is stored.
-                let mut to_next = 0;
-                if let Some(widen) = widen {
-                    for p in 0..panels {
+            let stored = panel.wrapping_add(p * panel_bytes + k * step_bytes);
+            let next = stored.wrapping_add(slice.map_or(AHEAD, |_| steps * step_bytes));
+            let (mut w, mut w_stride) = (stored, panel_bytes);
+            if let Some(widen) = widen {
+                (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
+                for p in 0..panels {
+                    // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
+                    // panels.
+                    unsafe {
                         let to = wide.as_mut_ptr().cast::<f32>().add(p * steps * LANES);
-                        widen(w.add(p * w_stride), to, steps);
+                        widen(stored.add(p * panel_bytes), to, steps);
                     }
-                    let next = w.wrapping_add(steps * layout.step_bytes());
-                    (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
-                    to_next = next.addr().wrapping_sub(w.addr());
                 }
-                for group in chunk.groups.clone() {
-                    let (row, rows) = self.groups.get(group);
-                    let sums = p * chunk.rows + (row - chunk.first) * panels;
+            }
+            for (index, group) in chunk.groups.clone().enumerate() {
+                let (row, rows) = self.groups.get(group);
+                let asked = share(index, chunk.groups.len(), ROUND * step_bytes / CACHE_LINE);
+                let sums = p * chunk.rows + (row - chunk.first) * panels;
+                // SAFETY: `w` has `steps` steps of the panels; rows and panels of each tile exist
+                // (`linear` checked the lengths), `acc` holds count * rows * 16.
+                unsafe {
                     kernel(&Tile {
                         rows,
                         panels,
@@ -138,15 +145,27 @@ impl Call<'_> {
                         x: self.floats.as_ptr().add(row * inputs + k * rows),
                         w,
                         w_stride,
-                        ahead: match (widen, Self::ahead(slice, group == chunk.groups.start)) {
-                            (Some(_), 1..) => to_next,
-                            (_, ahead) => ahead,
-                        },
+                        ask: next.wrapping_add(asked.start * steps.div_ceil(ROUND) * CACHE_LINE),
+                        lines: asked.len(),
                         acc: acc.as_mut_ptr().add(sums * LANES),
                         acc_stride: panels * LANES,
                     });
                 }
             }
+        }
+    }
+
+    /// How 16-bit weights that serve many rows are widened, once and not once a tile, to the same
+    /// values; and the tile.
+    fn float_tile(&self, chunk: &Chunk) -> (Option<Widen>, FloatTile) {
+        let table = self.kernels.table();
+        let many = chunk.groups.len() > 2;
+        match self.matrix.layout {
+            Layout::F16 if many => (Some(table.widen_f16), table.tile_f32),
+            Layout::Bf16 if many => (Some(table.widen_bf16), table.tile_f32),
+            Layout::F16 => (None, table.tile_f16),
+            Layout::Bf16 => (None, table.tile_bf16),
+            _ => (None, table.tile_f32),
         }
     }
 
@@ -161,7 +180,7 @@ impl Call<'_> {
         };
         // Slices are whole steps.
         let step_blocks = layout.step_columns() / QUANT_BLOCK;
-        let slice = self.slice(chunk);
+        let slice = Self::slice(chunk.groups.len());
         let most = slice.map_or(blocks.max(1), |bytes| {
             let whole = bytes / 2 / (layout.step_bytes() * self.together);
             whole.max(1) * step_blocks
@@ -190,7 +209,7 @@ impl Call<'_> {
                         group: rows,
                         w: panel.add(w),
                         w_stride: self.matrix.panel_bytes(),
-                        ahead: Self::ahead(slice, group == chunk.groups.start),
+                        ahead: ahead(slice, group == chunk.groups.start),
                         acc: acc.as_mut_ptr().add(sums * LANES),
                     });
                 }
