@@ -15,10 +15,12 @@ mod cache_format;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+mod largest;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use cache_format::CacheFormat;
+pub use largest::{Few, Largest};
 
 /// Why a build without the feature `cuda` cannot use a GPU.
 #[cfg(not(feature = "cuda"))]
@@ -140,6 +142,19 @@ pub trait Backend: Send + Sync + 'static {
         step()
     }
 
+    /// Tells what [`embed`](Self::embed) and [`attention`](Self::attention) of the coming step will
+    /// be given, so that a device gets it in one copy. They work without it.
+    fn begin(
+        &self,
+        config: &Config,
+        rotary: &RotaryTable,
+        ids: &[u32],
+        spans: &[Span],
+        caches: &[&mut Self::Cache],
+    ) -> Result<()> {
+        let _ = (config, rotary, ids, spans, caches);
+        Ok(())
+    }
     /// `out[r] = table[ids[r]]`; ids are below the table's rows (checked by the caller).
     fn embed(
         &self,
@@ -206,4 +221,10 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<()>;
     /// Copies `(rows, width)` values, row-major, into `out`, which is resized to fit.
     fn read(&self, x: &Self::Activations, out: &mut Vec<f32>) -> Result<()>;
+    /// The `count` largest values of each row or more, of one copy for all rows; `None` where
+    /// [`read`](Self::read) costs no more, or the device cannot find so many.
+    fn largest(&self, x: &Self::Activations, count: usize) -> Result<Option<Largest>> {
+        let _ = (x, count);
+        Ok(None)
+    }
 }

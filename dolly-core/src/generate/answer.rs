@@ -7,6 +7,7 @@ use crate::generate::draft::Drafter;
 use crate::generate::sampler::Sampler;
 use crate::generate::stop::{StopStrings, Trim};
 use crate::generate::{FinishReason, Generation, Timings, TokenLogprob, Usage};
+use crate::model::Logits;
 use crate::options::GenerateOptions;
 use crate::tokenizer::{TextStream, Tokenizer};
 
@@ -103,6 +104,11 @@ impl Answer {
         self.plan.max_new_tokens
     }
 
+    /// What chooses its tokens.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
     /// The ids generated so far.
     pub fn token_ids(&self) -> &[u32] {
         &self.token_ids
@@ -138,8 +144,11 @@ impl Answer {
     }
 
     /// Draws the next token from `logits`, the network's output after everything so far.
-    pub fn accept(&mut self, logits: &[f32], prompt: &[u32]) -> Result<Step> {
-        let picked = self.sampler.pick(logits, prompt, &self.token_ids)?;
+    pub fn accept(&mut self, logits: Logits<'_>, prompt: &[u32]) -> Result<Step> {
+        let picked = match logits {
+            Logits::Whole(logits) => self.sampler.pick(logits, prompt, &self.token_ids)?,
+            Logits::Largest(few) => self.sampler.pick_of_few(few)?,
+        };
         self.token_ids.push(picked.id);
         if let Some(drafter) = &mut self.drafter {
             drafter.note_token();

@@ -4,6 +4,8 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::generate::FinishReason;
 use crate::generate::request::{Event, Request, Work, log_softmax_at};
+use crate::generate::sampler::Sampler;
+use crate::model::Logits;
 
 /// One admitted sequence.
 pub(super) struct Live<B: Backend> {
@@ -46,14 +48,22 @@ impl<B: Backend> Live<B> {
         self.request.ids.get(..self.rows_alone).unwrap_or_default()
     }
 
+    /// What chooses among its logits; none where all of them are wanted.
+    pub fn sampler(&self) -> Option<&Sampler> {
+        match &self.request.work {
+            Work::Answer(answer) => Some(answer.sampler()),
+            Work::Score { .. } | Work::Logits(_) => None,
+        }
+    }
+
     /// One row of logits: those after the token `input` at `position`.
-    pub fn take_logits(&mut self, position: usize, input: u32, logits: &[f32]) {
+    pub fn take_logits(&mut self, position: usize, input: u32, logits: Logits<'_>) {
         if self.ended.is_some() {
             return;
         }
         let Request { ids, work, .. } = &mut self.request;
-        let outcome = match work {
-            Work::Answer(answer) => {
+        let outcome = match (work, logits) {
+            (Work::Answer(answer), logits) => {
                 let written = answer.token_ids();
                 let foretold = written.last().is_none_or(|last| *last == input);
                 if position + 1 != ids.len() + written.len() || !foretold {
@@ -62,12 +72,15 @@ impl<B: Backend> Live<B> {
                 }
                 answer.accept(logits, ids).map(Some)
             }
-            Work::Score { logprobs, .. } => {
+            (Work::Score { logprobs, .. }, Logits::Whole(logits)) => {
                 log_softmax_at(logits, ids[position + 1]).map(|p| logprobs.push(p)).map(|()| None)
             }
-            Work::Logits(out) => {
+            (Work::Logits(out), Logits::Whole(logits)) => {
                 out.extend_from_slice(logits);
                 Ok(None)
+            }
+            (Work::Score { .. } | Work::Logits(_), Logits::Largest(_)) => {
+                Err(Error::Internal("numbers of a row of which a few were read".to_owned()))
             }
         };
         match outcome {

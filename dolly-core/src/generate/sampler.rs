@@ -160,11 +160,16 @@ impl Sampler {
         if !self.do_sample {
             return first_of(scores, max);
         }
-        let uniform = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let uniform = self.uniform();
         if overflow {
             return first_of(scores, max);
         }
         self.selection.draw(scores, max, &self.filters, uniform)
+    }
+
+    /// The next number of the generator, in [0, 1).
+    fn uniform(&mut self) -> f64 {
+        (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -247,5 +252,6 @@ fn likeliest(logits: &[f32], count: usize) -> Result<Vec<(u32, f32)>> {
     Ok(top)
 }
 
+mod few;
 #[cfg(test)]
 mod tests;

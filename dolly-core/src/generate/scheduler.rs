@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Few};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Held, Limits, Shared};
 use crate::generate::live::{Ending, Live};
 use crate::generate::plan::Plan;
 use crate::generate::prefix::Prefixes;
 use crate::generate::request::{Event, Request, Work};
-use crate::model::{NeoX, Workspace};
+use crate::generate::sampler::Sampler;
+use crate::model::{LogitReader, Logits, NeoX, Workspace};
 
 /// A row whose logits are wanted: those after the token `input` at `position` of a live sequence.
 struct Wanted {
@@ -26,6 +27,34 @@ struct Wanted {
     member: usize,
     position: usize,
     input: u32,
+}
+
+/// The live sequences as readers of the rows that are wanted.
+struct Readers<'a, B: Backend> {
+    wanted: &'a [Wanted],
+    live: &'a mut [Live<B>],
+}
+
+impl<B: Backend> Readers<'_, B> {
+    fn sampler(&self, row: usize) -> Option<&Sampler> {
+        self.live.get(self.wanted.get(row)?.member)?.sampler()
+    }
+}
+
+impl<B: Backend> LogitReader for Readers<'_, B> {
+    fn needed(&self, row: usize) -> Option<usize> {
+        self.sampler(row)?.needed()
+    }
+
+    fn decides(&self, row: usize, few: Few<'_>) -> bool {
+        self.sampler(row).is_some_and(|sampler| sampler.decides(few))
+    }
+
+    fn take(&mut self, row: usize, logits: Logits<'_>) {
+        if let Some(Wanted { member, position, input, .. }) = self.wanted.get(row) {
+            self.live[*member].take_logits(*position, *input, logits);
+        }
+    }
 }
 
 /// The scheduler's state; lives on the engine's thread.
@@ -220,14 +249,9 @@ impl<B: Backend> Scheduler<B> {
     /// Computes the wanted logits and hands them out.
     fn deliver(&mut self, wanted: &[Wanted]) -> Result<()> {
         let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
-        let live = &mut self.live;
-        let mut next = wanted.iter();
-        self.model.logits(&rows, &mut self.work, &mut self.host, |_, logits| {
-            if let Some(Wanted { member, position, input, .. }) = next.next() {
-                live[*member].take_logits(*position, *input, logits);
-            }
-        })?;
-        live.iter_mut().for_each(Live::settle);
+        let mut readers = Readers { wanted, live: &mut self.live };
+        self.model.logits(&rows, &mut self.work, &mut self.host, &mut readers)?;
+        self.live.iter_mut().for_each(Live::settle);
         Ok(())
     }
 

@@ -59,7 +59,31 @@ impl Selection {
         uniform: f64,
     ) -> Result<u32> {
         self.select(scores, max, filters)?;
-        let max = f64::from(max);
+        self.drawn(f64::from(max), uniform)
+    }
+
+    /// As [`draw`](Self::draw) with `top_k` on, of the largest scores alone, in descending order:
+    /// of any other it must be known that it is below the `top_k`-th, or negative infinity.
+    pub(super) fn draw_of_largest(
+        &mut self,
+        largest: impl ExactSizeIterator<Item = (u32, f32)> + Clone,
+        filters: &Filters,
+        uniform: f64,
+    ) -> Result<u32> {
+        let kth = largest.clone().nth(filters.top_k.saturating_sub(1));
+        let (Some((_, max)), Some((_, kth))) = (largest.clone().next(), kth) else {
+            return Err(Error::Internal(format!("{} scores for top_k", largest.len())));
+        };
+        reserve(&mut self.keys, largest.len(), "candidate tokens")?;
+        let kept = largest.filter(|(_, score)| *score >= kth.max(f32::MIN));
+        self.keys.extend(kept.map(|(id, score)| key(score, id as usize)));
+        self.keys.sort_unstable_by_key(|key| id_of(*key));
+        self.narrow(f64::from(max), filters, true)?;
+        self.drawn(f64::from(max), uniform)
+    }
+
+    /// The draw among the surviving tokens.
+    fn drawn(&mut self, max: f64, uniform: f64) -> Result<u32> {
         reserve(&mut self.cumulative, self.keys.len(), "cumulated weights")?;
         let mut total = 0.0;
         each_weight(&self.keys, max, |weight| {
@@ -92,7 +116,12 @@ impl Selection {
         } else {
             self.gather(scores, floor(top, min_cut))?;
         }
-        if top_k && top_p {
+        self.narrow(top, filters, top_k)
+    }
+
+    /// The filters that follow the first one, `top_k` where that was on.
+    fn narrow(&mut self, top: f64, filters: &Filters, top_k: bool) -> Result<()> {
+        if top_k && filters.top_p < 1.0 {
             let total: f64 = self.keys.iter().map(|key| weight(*key, top)).sum();
             self.keep_top_mass(filters.top_p * total, top)?;
         }

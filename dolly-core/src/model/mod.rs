@@ -11,4 +11,4 @@ pub(crate) use config::dtype_name;
 pub use config::{Activation, Config, MetadataView, TensorSpec};
 pub use load::LoadProgress;
 pub(crate) use load::{LoadPlan, load, main_format, matrix_format, outer_format};
-pub use neox::{NeoX, Workspace};
+pub use neox::{LogitReader, Logits, NeoX, Workspace};

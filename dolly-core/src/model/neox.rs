@@ -1,6 +1,6 @@
 //! The GPT-NeoX network, written once for every backend (Black et al., 2022).
 
-use crate::backend::{Backend, RotaryTable, Span};
+use crate::backend::{Backend, Few, RotaryTable, Span};
 use crate::error::{Error, Result};
 use crate::model::Config;
 
@@ -42,6 +42,25 @@ pub struct Workspace<B: Backend> {
     inner: B::Activations,
     selected: B::Activations,
     logits: B::Activations,
+}
+
+/// The logits of one row.
+#[derive(Debug, Clone, Copy)]
+pub enum Logits<'a> {
+    /// All of them, `(vocab,)`.
+    Whole(&'a [f32]),
+    /// The largest, of which the reader said that they decide.
+    Largest(Few<'a>),
+}
+
+/// Who logits are for. Rows are counted in the order in which they were asked for.
+pub trait LogitReader {
+    /// How many of the largest logits of a row might do; `None`: it is wanted whole.
+    fn needed(&self, row: usize) -> Option<usize>;
+    /// Whether these are all that is needed of a row.
+    fn decides(&self, row: usize, few: Few<'_>) -> bool;
+    /// Takes a row's logits; called once for each row, in order.
+    fn take(&mut self, row: usize, logits: Logits<'_>);
 }
 
 impl<B: Backend> NeoX<B> {
@@ -108,6 +127,7 @@ impl<B: Backend> NeoX<B> {
         work: &mut Workspace<B>,
     ) -> Result<()> {
         self.check(ids, spans, caches.len())?;
+        self.backend.begin(&self.config, &self.rotary, ids, spans, caches)?;
         self.backend.embed(&self.embedding, ids, &mut work.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let (backend, norms) = (&self.backend, (&layer.input_norm, &layer.post_attention_norm));
@@ -126,22 +146,58 @@ impl<B: Backend> NeoX<B> {
         Ok(())
     }
 
-    /// Logits of some rows of the last [`forward`](Self::forward), handed to `sink` in order as
-    /// `(row, logits)`.
+    /// Logits of some rows of the last [`forward`](Self::forward), handed to `reader` in order.
+    ///
+    /// Rows that a few of their largest logits decide are not copied whole where the backend finds
+    /// these itself; `host` is scratch.
     pub fn logits(
         &self,
         rows: &[usize],
         work: &mut Workspace<B>,
         host: &mut Vec<f32>,
-        mut sink: impl FnMut(usize, &[f32]),
+        reader: &mut impl LogitReader,
     ) -> Result<()> {
-        for group in rows.chunks(LOGIT_ROWS) {
+        for (part, group) in rows.chunks(LOGIT_ROWS).enumerate() {
             self.backend.select_rows(&work.residual, group, &mut work.selected)?;
             self.backend.layer_norm(&work.selected, &self.final_norm, &mut work.normed)?;
             self.backend.linear(&work.normed, &self.head, None, &mut work.logits)?;
+            self.hand_out(part * LOGIT_ROWS, group.len(), work, host, reader)?;
+        }
+        Ok(())
+    }
+
+    /// Hands out the logits in `work`: of `count` rows, the first of which is the reader's `first`.
+    fn hand_out(
+        &self,
+        first: usize,
+        count: usize,
+        work: &mut Workspace<B>,
+        host: &mut Vec<f32>,
+        reader: &mut impl LogitReader,
+    ) -> Result<()> {
+        let needed = (first..first + count).filter_map(|row| reader.needed(row)).max();
+        let largest =
+            needed.map(|needed| self.backend.largest(&work.logits, needed)).transpose()?;
+        let vocab = self.config.vocab_size;
+        let Some(largest) = largest.flatten() else {
             self.backend.read(&work.logits, host)?;
-            for (row, logits) in group.iter().zip(host.chunks_exact(self.config.vocab_size)) {
-                sink(*row, logits);
+            for (row, logits) in (first..).zip(host.chunks_exact(vocab).take(count)) {
+                reader.take(row, Logits::Whole(logits));
+            }
+            return Ok(());
+        };
+        let few = |row: usize| largest.row(row).filter(|few| reader.decides(first + row, *few));
+        let few: Vec<Option<Few<'_>>> = (0..count).map(few).collect();
+        let whole: Vec<usize> = (0..count).filter(|row| few[*row].is_none()).collect();
+        if !whole.is_empty() {
+            self.backend.select_rows(&work.logits, &whole, &mut work.selected)?;
+            self.backend.read(&work.selected, host)?;
+        }
+        let mut read = host.chunks_exact(vocab);
+        for (row, few) in (first..).zip(few) {
+            match (few, &mut read) {
+                (Some(few), _) => reader.take(row, Logits::Largest(few)),
+                (None, read) => reader.take(row, Logits::Whole(read.next().unwrap_or_default())),
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Attention over caches on the device: what a step needs once, and what each layer computes.
 
+use std::ops::Range;
+
 use candle_core::{D, DType, Device, Tensor};
 
 use super::cache::{CandleCache, merge};
@@ -34,6 +36,8 @@ impl Tables {
 
 /// What all layers of a step share.
 pub(super) struct Step {
+    /// The tokens, here and on the device; none where they were not told.
+    ids: (Vec<u32>, Option<Tensor>),
     spans: Vec<Span>,
     groups: Vec<Group>,
     /// Where each row is among the groups' rows; unset where they are in order.
@@ -59,37 +63,58 @@ struct Group {
     places: Option<Tensor>,
 }
 
+/// Numbers that a step needs on the device, to be copied there together.
+#[derive(Default)]
+struct Words(Vec<u32>);
+
+impl Words {
+    fn add(&mut self, words: impl IntoIterator<Item = u32>) -> Range<usize> {
+        let start = self.0.len();
+        self.0.extend(words);
+        start..self.0.len()
+    }
+}
+
 impl Step {
     /// Whether this step was planned for these spans.
     pub fn is_for(&self, spans: &[Span]) -> bool {
         self.spans == spans
     }
 
+    /// These tokens on the device, if they are the step's.
+    pub fn ids(&self, ids: &[u32]) -> Option<&Tensor> {
+        self.ids.1.as_ref().filter(|_| self.ids.0 == ids)
+    }
+
+    /// Plans a step of these tokens; `upload` copies all the numbers it needs to the device.
     pub fn plan(
         config: &Config,
         tables: &Tables,
-        spans: &[Span],
-        caches: &[&mut CandleCache],
-        layer: usize,
+        (ids, spans): (&[u32], &[Span]),
+        members: Vec<(Vec<usize>, bool)>,
+        upload: impl FnOnce(Vec<u32>) -> Result<Tensor>,
     ) -> Result<Self> {
-        let members = together(spans, caches, layer);
-        let group = |(members, alone)| Group::new(config, tables, spans, members, alone);
-        let groups = members.into_iter().map(group);
-        let groups = groups.collect::<Result<Vec<_>>>()?;
-        let rows = |group: &Group| -> Vec<u32> {
-            group.members.iter().flat_map(|m| rows_of(&spans[*m])).collect()
+        let mut words = Words::default();
+        let tokens = words.add(ids.iter().copied());
+        let places = |group: &(Vec<usize>, bool)| Places::new(spans, &group.0, &mut words);
+        let places: Vec<Places> = members.iter().map(places).collect();
+        let rows = |(group, _): &(Vec<usize>, bool)| -> Vec<u32> {
+            group.iter().flat_map(|m| rows_of(&spans[*m])).collect()
         };
-        let written: Vec<u32> = groups.iter().flat_map(rows).collect();
+        let written: Vec<u32> = members.iter().flat_map(rows).collect();
         let mut order = vec![0u32; written.len()];
         for (at, row) in (0u32..).zip(&written) {
             order[*row as usize] = at;
         }
-        let in_order = order.is_sorted();
-        let order = match in_order {
-            true => None,
-            false => Some(Tensor::new(order, tables.counting.device())?),
-        };
-        Ok(Self { spans: spans.to_vec(), groups, order })
+        let order = (!order.is_sorted()).then(|| words.add(order));
+        let words = upload(words.0)?;
+        let part = |range: Range<usize>| words.narrow(0, range.start, range.len());
+        let group = |(group, places)| Group::new(config, tables, spans, group, places, &words);
+        let groups = members.into_iter().zip(places).map(group);
+        let groups = groups.collect::<Result<Vec<_>>>()?;
+        let tokens = (!ids.is_empty()).then(|| part(tokens)).transpose()?;
+        let order = order.map(part).transpose()?;
+        Ok(Self { ids: (ids.to_vec(), tokens), spans: spans.to_vec(), groups, order })
     }
 
     /// The mixed values `(rows, hidden)` of one layer for `qkv`, `(rows, 3 hidden)`.
@@ -123,7 +148,11 @@ fn rows_of(span: &Span) -> impl Iterator<Item = u32> + use<> {
 /// Which spans are computed together: those of one row whose caches have one capacity; and whether
 /// their tensors must stay as they are, as those of prompts do. Sequences whose tensors are shared with others of this call that cannot join stay alone: laying them out
 /// anew at each step would copy their caches each time.
-fn together(spans: &[Span], caches: &[&mut CandleCache], layer: usize) -> Vec<(Vec<usize>, bool)> {
+pub(super) fn together(
+    spans: &[Span],
+    caches: &[&mut CandleCache],
+    layer: usize,
+) -> Vec<(Vec<usize>, bool)> {
     let key = |member: usize| (spans[member].rows == 1, caches[member].capacity());
     let tensor = |member: usize| caches[member].layers[layer].keys.id();
     let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -149,25 +178,40 @@ fn together(spans: &[Span], caches: &[&mut CandleCache], layer: usize) -> Vec<(V
     groups.into_iter().flat_map(divided).collect()
 }
 
+/// Where a group's numbers lie among those that are copied to the device.
+struct Places {
+    /// Rows of the call, where they do not follow each other.
+    picked: Option<Range<usize>>,
+    /// Positions of all rows, twice: queries and keys are rotated in one go.
+    both: Range<usize>,
+}
+
+impl Places {
+    fn new(spans: &[Span], members: &[usize], words: &mut Words) -> Self {
+        let taken: Vec<u32> = members.iter().flat_map(|m| rows_of(&spans[*m])).collect();
+        let follow = taken.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+        let picked = (!follow).then(|| words.add(taken));
+        let flat: Vec<u32> = members.iter().flat_map(|m| positions_of(&spans[*m])).collect();
+        Self { picked, both: words.add([&*flat, &*flat].concat()) }
+    }
+}
+
 impl Group {
     fn new(
         config: &Config,
         tables: &Tables,
         spans: &[Span],
-        members: Vec<usize>,
-        alone: bool,
+        (members, alone): (Vec<usize>, bool),
+        places: Places,
+        words: &Tensor,
     ) -> Result<Self> {
-        let device = tables.counting.device();
         let rows = spans[members[0]].rows;
         let positions: Vec<usize> = members.iter().map(|m| spans[*m].position).collect();
         let longest = positions.iter().max().map_or(rows, |position| position + rows);
-        let taken: Vec<u32> = members.iter().flat_map(|m| rows_of(&spans[*m])).collect();
-        let follow = taken.windows(2).all(|pair| pair[0] + 1 == pair[1]);
-        let picked = (!follow).then(|| Tensor::new(taken, device)).transpose()?;
+        let part = |range: Range<usize>| words.narrow(0, range.start, range.len());
+        let picked = places.picked.map(part).transpose()?;
         let count = members.len();
-        let flat: Vec<u32> = members.iter().flat_map(|m| positions_of(&spans[*m])).collect();
-        // Queries and keys are rotated in one go.
-        let both = Tensor::new([&*flat, &*flat].concat(), device)?;
+        let both = part(places.both)?;
         let at = both.narrow(0, 0, count * rows)?;
         let select = |table: &Tensor| -> Result<Tensor> {
             Ok(table.index_select(&both, 0)?.reshape((2 * count, rows, ()))?)

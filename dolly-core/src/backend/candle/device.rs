@@ -1,8 +1,8 @@
 //! Which device tensors live on, and what its errors mean.
 
-use candle_core::Device;
+use candle_core::{DType, Device, Storage, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_vec};
 
 /// A GPU that answers, of a build with the feature `cuda`.
 #[derive(Debug, Clone)]
@@ -77,6 +77,40 @@ impl From<candle_core::Error> for Error {
             false => Self::Device { device: "candle".to_owned(), reason: error.to_string() },
         }
     }
+}
+
+/// Copies a tensor's values, as f32 and in order, into `out`, which is resized to fit.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] that names `what`, where the host has no room for them.
+pub(crate) fn fetch(x: &Tensor, what: &str, out: &mut Vec<f32>) -> Result<()> {
+    let x = x.to_dtype(DType::F32)?.contiguous()?;
+    let count = x.elem_count();
+    out.clear();
+    if out.capacity() < count {
+        *out = try_vec(count, what)?;
+    }
+    let (storage, layout) = x.storage_and_layout();
+    let range = layout.start_offset()..layout.start_offset() + count;
+    match &*storage {
+        Storage::Cpu(storage) => {
+            let values = storage.as_slice::<f32>()?.get(range);
+            out.extend_from_slice(values.ok_or_else(|| beyond(what))?);
+        }
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => {
+            out.resize(count, 0.0);
+            let values = storage.as_cuda_slice::<f32>()?.try_slice(range);
+            let values = values.ok_or_else(|| beyond(what))?;
+            storage.device.memcpy_dtoh(&values, out)?;
+        }
+        _ => return Err(Error::Internal(format!("{what} on a device that is not supported"))),
+    }
+    Ok(())
+}
+
+fn beyond(what: &str) -> Error {
+    Error::Internal(format!("{what} lie beyond their storage"))
 }
 
 /// As the conversion of an error, with what was to be allocated where memory ran out.

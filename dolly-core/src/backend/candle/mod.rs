@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use self::attention::{Step, Tables};
+use self::attention::{Step, Tables, together};
 pub use self::cache::CandleCache;
 use self::weights::{Held, Matrix};
-use crate::backend::{Backend, CacheFormat, RotaryTable, Span};
+use crate::backend::{Backend, CacheFormat, Largest, RotaryTable, Span};
 use crate::error::{Error, Result, try_vec};
 use crate::model::{Activation, Config};
 use crate::weights::{RowSource, WeightFormat};
@@ -23,9 +23,13 @@ use crate::weights::{RowSource, WeightFormat};
 mod attention;
 mod cache;
 mod device;
+mod largest;
 mod weights;
 
-pub(crate) use self::device::{Gpu, allocating};
+pub(crate) use self::device::{Gpu, allocating, fetch};
+
+/// Rows in more runs than this are picked by their numbers, which have to be copied to the device.
+const MOST_RUNS: usize = 8;
 
 /// The type that attention computes in, and that keys and values are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +82,8 @@ pub struct CandleBackend {
     /// Whether matrices are rounded to their format and held and multiplied in f32.
     widened: bool,
     steps: Mutex<Steps>,
+    #[cfg(test)]
+    uploads: std::sync::atomic::AtomicUsize,
 }
 
 /// What the layers of a step share.
@@ -86,6 +92,10 @@ struct Steps {
     /// With the address and size of the table it was made from.
     tables: Option<((usize, usize), Arc<Tables>)>,
     step: Option<Arc<Step>>,
+    /// Whether that was just made, of the tokens and caches that the first layer is given.
+    begun: bool,
+    /// The numbers of logits' columns, once they are chosen among.
+    columns: Option<Tensor>,
 }
 
 /// A weight and its bias, if it has one.
@@ -110,7 +120,14 @@ impl CandleBackend {
 
     /// As on a GPU, on the CPU: matrices held in their formats.
     pub fn on_cpu(compute: Compute) -> Self {
-        Self { device: Device::Cpu, compute, widened: false, steps: Mutex::default() }
+        Self {
+            device: Device::Cpu,
+            compute,
+            widened: false,
+            steps: Mutex::default(),
+            #[cfg(test)]
+            uploads: Default::default(),
+        }
     }
 
     /// On GPU `index`, with matrices held in their formats.
@@ -143,7 +160,25 @@ impl CandleBackend {
         }
     }
 
-    /// What the layers of this step share, made at the first of them.
+    /// The numbers of `width` columns; they stay on the device.
+    fn columns(&self, width: usize) -> Result<Tensor> {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        match steps.columns.as_ref().filter(|columns| columns.elem_count() == width) {
+            Some(columns) => Ok(columns.clone()),
+            None => Ok(steps.columns.insert(largest::columns(width, &self.device)?).clone()),
+        }
+    }
+
+    /// Copies numbers of a step to the device.
+    fn upload(&self, words: Vec<u32>) -> Result<Tensor> {
+        #[cfg(test)]
+        self.uploads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let count = words.len();
+        Ok(Tensor::from_vec(words, count, &self.device)?)
+    }
+
+    /// What the layers of this step share: as [`begin`](Backend::begin) made it, or made at the
+    /// first of them.
     fn step(
         &self,
         config: &Config,
@@ -153,9 +188,20 @@ impl CandleBackend {
         caches: &[&mut CandleCache],
     ) -> Result<Arc<Step>> {
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(step) = steps.step.as_ref().filter(|step| layer > 0 && step.is_for(spans)) {
+        let known = layer > 0 || std::mem::take(&mut steps.begun);
+        if let Some(step) = steps.step.as_ref().filter(|step| known && step.is_for(spans)) {
             return Ok(Arc::clone(step));
         }
+        self.plan(&mut steps, (config, rotary), (&[], spans), together(spans, caches, layer))
+    }
+
+    fn plan(
+        &self,
+        steps: &mut Steps,
+        (config, rotary): (&Config, &RotaryTable),
+        rows: (&[u32], &[Span]),
+        members: Vec<(Vec<usize>, bool)>,
+    ) -> Result<Arc<Step>> {
         let made_from = (rotary.cos.as_ptr() as usize, rotary.cos.len());
         let tables = match &steps.tables {
             Some((known, tables)) if *known == made_from => Arc::clone(tables),
@@ -165,10 +211,25 @@ impl CandleBackend {
                 tables
             }
         };
-        let step = Arc::new(Step::plan(config, &tables, spans, caches, layer)?);
+        let upload = |words| self.upload(words);
+        let step = Arc::new(Step::plan(config, &tables, rows, members, upload)?);
         steps.step = Some(Arc::clone(&step));
         Ok(step)
     }
+}
+
+/// The runs of rows that follow each other, `(first, rows)`; `None` where there are many.
+fn runs(rows: &[usize]) -> Option<Vec<(usize, usize)>> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for row in rows {
+        let full = runs.len() == MOST_RUNS;
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == *row => *count += 1,
+            _ if full => return None,
+            _ => runs.push((*row, 1)),
+        }
+    }
+    (!runs.is_empty()).then_some(runs)
 }
 
 /// An activation of every element.
@@ -260,8 +321,27 @@ impl Backend for CandleBackend {
         x.as_ref().map_or(0, |x| (x.dtype().size_in_bytes() * x.elem_count()) as u64)
     }
 
+    fn begin(
+        &self,
+        config: &Config,
+        rotary: &RotaryTable,
+        ids: &[u32],
+        spans: &[Span],
+        caches: &[&mut CandleCache],
+    ) -> Result<()> {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.begun = false;
+        self.plan(&mut steps, (config, rotary), (ids, spans), together(spans, caches, 0))?;
+        steps.begun = true;
+        Ok(())
+    }
+
     fn embed(&self, table: &Tensor, ids: &[u32], out: &mut Option<Tensor>) -> Result<()> {
-        let ids = Tensor::new(ids, &self.device)?;
+        let step = self.steps.lock().unwrap_or_else(PoisonError::into_inner).step.clone();
+        let ids = match step.as_ref().and_then(|step| step.ids(ids)) {
+            Some(ids) => ids.clone(),
+            None => self.upload(ids.to_vec())?,
+        };
         *out = Some(table.index_select(&ids, 0)?.to_dtype(DType::F32)?);
         Ok(())
     }
@@ -329,18 +409,40 @@ impl Backend for CandleBackend {
         rows: &[usize],
         out: &mut Option<Tensor>,
     ) -> Result<()> {
+        let x = filled(x)?;
+        if let Some(runs) = runs(rows) {
+            let runs = runs.iter().map(|(first, count)| x.narrow(0, *first, *count));
+            let runs = runs.collect::<Result<Vec<_>, _>>()?;
+            *out = Some(match &*runs {
+                [one] => one.clone(),
+                runs => Tensor::cat(runs, 0)?,
+            });
+            return Ok(());
+        }
         let mut picked: Vec<u32> = try_vec(rows.len(), "row numbers")?;
         picked.extend(rows.iter().map(|row| *row as u32));
-        *out = Some(filled(x)?.index_select(&Tensor::new(picked, &self.device)?, 0)?);
+        *out = Some(x.index_select(&self.upload(picked)?, 0)?);
         Ok(())
     }
 
     fn read(&self, x: &Option<Tensor>, out: &mut Vec<f32>) -> Result<()> {
-        *out = filled(x)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        Ok(())
+        fetch(filled(x)?, "activations", out)
+    }
+
+    fn largest(&self, x: &Option<Tensor>, count: usize) -> Result<Option<Largest>> {
+        let x = filled(x)?;
+        let width = x.dim(1)?;
+        if !largest::can_find(count, width) {
+            return Ok(None);
+        }
+        let columns = self.columns(width)?;
+        largest::largest(x, &columns, count).map(Some)
     }
 }
 
 fn filled(x: &Option<Tensor>) -> Result<&Tensor> {
     x.as_ref().ok_or_else(|| Error::Internal("activations read before they were written".into()))
 }
+
+#[cfg(test)]
+mod tests;

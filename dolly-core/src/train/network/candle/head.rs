@@ -4,6 +4,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::batch::Labels;
 use super::layers::Pass;
+use crate::backend::candle::fetch;
 use crate::error::{Error, Result, try_vec};
 use crate::train::network::wiring::{Linear, Norm};
 
@@ -13,7 +14,9 @@ pub(super) struct Nats(Vec<Tensor>);
 impl Nats {
     /// One number for each label, in order; waits for the device.
     pub fn read(self) -> Result<Vec<f32>> {
-        Ok(Tensor::cat(&self.0, 0)?.flatten_all()?.to_vec1()?)
+        let mut nats = Vec::new();
+        fetch(&Tensor::cat(&self.0, 0)?, "losses from the device", &mut nats)?;
+        Ok(nats)
     }
 }
 

@@ -109,8 +109,7 @@ pub(super) fn fetch(
 }
 
 fn download(from: &Tensor, to: &mut Vec<f32>) -> Result<()> {
-    *to = from.flatten_all()?.to_vec1()?;
-    Ok(())
+    crate::backend::candle::fetch(from, "weights and moments from the device", to)
 }
 
 /// Takes trained weights and their moments from the host.
