@@ -7,8 +7,8 @@
 //! DEVICE is `cuda`, `cuda:N` or `cpu` (candle's tensors there, in training the kernels: only to see
 //! that it runs); FORMAT a weight format; SHAPE `tiny`, `410m` (Pythia's), `3b` or `12b` (dolly-v2's),
 //! or `train-` before one of them for training it in f32 or bf16. Weights are random and made at run
-//! time. Measured are the network's own steps, each with its logits read back and the likeliest token
-//! taken: what the scheduler and a sampler add is left out.
+//! time. Measured are the network's own steps, each with the likeliest token found on the device and
+//! read back: what the scheduler and a sampler add is left out.
 //!
 //! The device tests' program holds it too, so that one file is carried to a machine with a GPU;
 //! there `target/cuda/dolly-cuda-bench` calls it.
@@ -21,9 +21,9 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use dolly_core::backend::candle::{CandleBackend, CandleCache, Compute};
-use dolly_core::backend::{Backend, Span};
+use dolly_core::backend::{Backend, Few, Span};
 use dolly_core::dataset::{ReadOptions, SplitSize, TextCorpus};
-use dolly_core::model::{NeoX, Workspace};
+use dolly_core::model::{LogitReader, Logits, NeoX, Workspace};
 use dolly_core::train::{Trainer, TrainingOptions};
 use dolly_core::{CancelToken, Config, Error, WeightFormat};
 use serde_json::{Value, json};
@@ -130,6 +130,26 @@ struct Running {
     host: Vec<f32>,
 }
 
+/// Takes the likeliest token of each row, as greedy decoding does: the device finds it.
+struct Likeliest(Vec<u32>);
+
+impl LogitReader for Likeliest {
+    fn needed(&self, _: usize) -> Option<usize> {
+        Some(1)
+    }
+
+    fn decides(&self, _: usize, _: Few<'_>) -> bool {
+        true
+    }
+
+    fn take(&mut self, _: usize, logits: Logits<'_>) {
+        self.0.push(match logits {
+            Logits::Largest(few) => few.pairs[0].0,
+            Logits::Whole(row) => panic!("{} logits that are no numbers", row.len()),
+        });
+    }
+}
+
 impl Running {
     fn caches(&self, count: usize, tokens: usize) -> Vec<CandleCache> {
         let (backend, config) = (self.model.backend(), self.model.config());
@@ -140,14 +160,9 @@ impl Running {
     fn step(&mut self, ids: &[u32], spans: &[Span], caches: &mut [&mut CandleCache]) -> Vec<u32> {
         self.model.forward(ids, spans, caches, &mut self.work).unwrap();
         let rows: Vec<usize> = spans.iter().map(|span| span.first_row + span.rows - 1).collect();
-        let mut picked = Vec::new();
-        let likeliest = |logits: &[f32]| {
-            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-            best.map_or(0, |(id, _)| id as u32)
-        };
-        let sink = |_, logits: &[f32]| picked.push(likeliest(logits));
-        self.model.logits(&rows, &mut self.work, &mut self.host, sink).unwrap();
-        picked
+        let mut likeliest = Likeliest(Vec::new());
+        self.model.logits(&rows, &mut self.work, &mut self.host, &mut likeliest).unwrap();
+        likeliest.0
     }
 
     /// Reads a prompt of `tokens` tokens into a cache.

@@ -12,7 +12,7 @@ use dolly_core::{
     ConvertOptions, Error, FileFormat, Pipeline, WeightFormat, convert_with, merge_adapter,
 };
 use serde_json::{Value, json};
-use support::{golden, goldens_in, largest_difference, parity_model};
+use support::{golden, goldens_in, largest_difference, parity_model, tolerance};
 
 /// Largest difference of a logit that counts as equal.
 const TOLERANCE: f32 = 1e-4;
@@ -28,7 +28,7 @@ fn id(path: &Path) -> String {
 }
 
 fn with_adapter(base: &Path, adapter: &Path, format: WeightFormat) -> dolly_core::Result<Pipeline> {
-    Pipeline::builder(id(base)).adapter(adapter).weights(format).build()
+    support::builder(id(base)).adapter(adapter).weights(format).build()
 }
 
 #[test]
@@ -39,7 +39,8 @@ fn merged_logits_equal_peft() {
         for golden in goldens_in(&adapter_dir(case)) {
             let logits = pipe.logits(&golden.ids).unwrap();
             let difference = largest_difference(&logits, &golden.logits);
-            assert!(difference <= TOLERANCE, "{case}: off by {difference}");
+            let allowed = TOLERANCE.max(tolerance());
+            assert!(difference <= allowed, "{case}: off by {difference}");
         }
     }
 }
@@ -119,15 +120,15 @@ fn every_format_is_packed_from_the_merged_rows() {
         WeightFormat::Q4_0,
     ] {
         let beside = with_adapter(base.path(), &adapter, format).unwrap().logits(ids).unwrap();
-        let alone = Pipeline::builder(id(&merged)).weights(format).build().unwrap();
+        let alone = support::builder(id(&merged)).weights(format).build().unwrap();
         assert_eq!(beside, alone.logits(ids).unwrap(), "{format}");
     }
     let gguf = out.path().join("merged.gguf");
     let (to, format) = (FileFormat::Gguf, WeightFormat::F32);
     let options = ConvertOptions { adapter: Some(&adapter), ..Default::default() };
     convert_with(&files, &gguf, to, format, options).unwrap();
-    let pipe = Pipeline::from_pretrained(id(&gguf)).unwrap();
-    let alone = Pipeline::builder(id(&merged)).build().unwrap();
+    let pipe = support::builder(id(&gguf)).build().unwrap();
+    let alone = support::builder(id(&merged)).build().unwrap();
     assert_eq!(pipe.logits(ids).unwrap(), alone.logits(ids).unwrap());
 }
 

@@ -9,7 +9,7 @@ use dolly_core::{Error, Pipeline, Result};
 use support::{parity_model, tiny_tokenizer};
 
 fn load(directory: &Path) -> Result<Pipeline> {
-    Pipeline::from_pretrained(directory.to_str().unwrap())
+    support::builder(directory.to_str().unwrap()).build()
 }
 
 fn edit_config(directory: &Path, key: &str, value: serde_json::Value) {
@@ -34,7 +34,7 @@ fn missing_files_are_named() {
         let text = error.to_string();
         assert!(text.contains(file.split('.').next().unwrap()), "{file}: {text}");
     }
-    let nowhere = Pipeline::builder("no/such-model-anywhere").offline(true).build();
+    let nowhere = support::builder("no/such-model-anywhere").offline(true).build();
     assert!(matches!(nowhere, Err(Error::ModelNotFound { .. })), "{nowhere:?}");
 }
 

@@ -14,7 +14,7 @@ use dolly_core::{
 
 fn pipe() -> &'static Pipeline {
     static PIPE: OnceLock<Pipeline> = OnceLock::new();
-    PIPE.get_or_init(|| Pipeline::from_pretrained("dolly-nano").unwrap())
+    PIPE.get_or_init(|| support::builder("dolly-nano").build().unwrap())
 }
 
 const QUESTION: &str = "Why can camels survive for long without water?";
@@ -201,7 +201,7 @@ fn cancel_and_deadline_give_the_text_so_far_and_leave_the_pipeline_usable() {
 
 #[test]
 fn a_dropped_stream_frees_its_cache() {
-    let pipe = Pipeline::builder("dolly-nano").threads(1).build().unwrap();
+    let pipe = support::builder("dolly-nano").threads(1).build().unwrap();
     let options = GenerateOptions { ignore_end: true, max_new_tokens: 900, ..seeded(1) };
     let mut stream = pipe.stream(QUESTION, &options).unwrap();
     stream.next().unwrap().unwrap();
@@ -238,9 +238,10 @@ fn classes_are_a_distribution_in_the_callers_order() {
     assert_eq!(names, ["yes", "no", "yes"]);
     let total: f64 = classes.iter().map(|class| class.probability).sum();
     assert!((total - 1.0).abs() < 1e-12);
-    assert_eq!(classes[0].probability.to_bits(), classes[2].probability.to_bits());
+    let off = f64::from(support::tolerance());
+    assert!((classes[0].probability - classes[2].probability).abs() <= off);
     let score = pipe().score("Is a rose a plant?", "no").unwrap();
-    assert!((classes[1].logprob - score.sum).abs() < 1e-9);
+    assert!((classes[1].logprob - score.sum).abs() < 1e-9 + off);
     let none: [&str; 0] = [];
     assert!(matches!(pipe().classify("x", &none), Err(Error::InvalidInput(_))));
 }
@@ -327,7 +328,7 @@ fn bad_inputs_and_options_are_named() {
 
 #[test]
 fn memory_is_planned_and_told() {
-    let too_small = Pipeline::builder("dolly-nano").memory_limit(1 << 20).build();
+    let too_small = support::builder("dolly-nano").memory_limit(1 << 20).build();
     match too_small {
         Err(Error::MemoryLimit { needed, limit, .. }) => {
             assert_eq!(limit, 1 << 20);
@@ -344,7 +345,7 @@ fn memory_is_planned_and_told() {
     assert!(memory.cache_per_token >= row / 2);
 
     let limit = memory.weights + 80 * memory.cache_per_token;
-    let tight = Pipeline::builder("dolly-nano").memory_limit(limit).build().unwrap();
+    let tight = support::builder("dolly-nano").memory_limit(limit).build().unwrap();
     let much = GenerateOptions { max_new_tokens: 900, ..seeded(1) };
     assert!(matches!(tight.generate(QUESTION, &much), Err(Error::MemoryLimit { .. })));
     let few = GenerateOptions { max_new_tokens: 4, ..seeded(1) };
@@ -353,7 +354,7 @@ fn memory_is_planned_and_told() {
 
 #[test]
 fn a_closed_pipeline_says_so() {
-    let pipe = Pipeline::builder("dolly-nano").build().unwrap();
+    let pipe = support::builder("dolly-nano").build().unwrap();
     let clone = pipe.clone();
     let options = GenerateOptions { ignore_end: true, max_new_tokens: 900, ..seeded(1) };
     let stream = pipe.stream(QUESTION, &options).unwrap();
@@ -386,7 +387,7 @@ fn plain_model() -> tempfile::TempDir {
 #[test]
 fn a_checkpoint_without_an_end_token_ends_at_its_text() {
     let directory = plain_model();
-    let pipe = Pipeline::from_pretrained(directory.path().to_str().unwrap()).unwrap();
+    let pipe = support::builder(directory.path().to_str().unwrap()).build().unwrap();
     assert_eq!(pipe.tokenizer().id_of("### End"), None);
     let ids = pipe.tokenizer().encode("### End", false).unwrap();
     let (hash, rest) = (ids[0], &ids[3..]);

@@ -18,7 +18,7 @@ fn files(path: &Path) -> ModelFiles {
 }
 
 fn load(path: &Path, format: WeightFormat) -> Pipeline {
-    Pipeline::builder(path.to_str().unwrap()).weights(format).build().unwrap()
+    support::builder(path.to_str().unwrap()).weights(format).build().unwrap()
 }
 
 /// Names in a directory, hidden ones included.
@@ -37,7 +37,7 @@ fn logits_survive_every_format() {
     let mut converted = 0;
     for name in support::parity_names() {
         let source = parity_model(&name);
-        let Ok(original) = Pipeline::from_pretrained(source.path().to_str().unwrap()) else {
+        let Ok(original) = support::builder(source.path().to_str().unwrap()).build() else {
             continue; // A kind of rope that is refused.
         };
         let config = original.config();
@@ -96,7 +96,7 @@ fn the_tokenizer_is_kept() {
     let (gguf, back) = (out.path().join("nano.gguf"), out.path().join("nano"));
     convert(&nano, &gguf, FileFormat::Gguf, WeightFormat::Q8_0).unwrap();
     convert(&files(&gguf), &back, FileFormat::Safetensors, WeightFormat::Auto).unwrap();
-    let original = Pipeline::from_pretrained("dolly-nano").unwrap();
+    let original = support::builder("dolly-nano").build().unwrap();
     let texts = ["Why can camels survive?", "  naïve café – 1,234\n\n", "### End", "日本 🐪"];
     for path in [&gguf, &back] {
         let copy = load(path, WeightFormat::Auto);
@@ -190,7 +190,7 @@ fn bad_destinations_are_refused_and_nothing_is_left() {
     assert_eq!(names(source.path()), before);
     assert_eq!(names(out.path()), ["file"]);
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
-    Pipeline::from_pretrained(source.path().to_str().unwrap()).unwrap();
+    support::builder(source.path().to_str().unwrap()).build().unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use dolly_core::source::{SourceOptions, resolve};
 use dolly_core::weights::{Checkpoint, ModelFiles, StoredType, TensorReader};
 use dolly_core::weights::{RowSource, WeightFormat};
 use dolly_core::{FileFormat, GenerateOptions, Pipeline, Prompt, convert};
-use support::{golden, largest_difference};
+use support::{golden, is_about_kernels, largest_difference, on_kernels, same, tolerance};
 
 const HIDDEN: u64 = 256;
 const WIDE: u64 = 768;
@@ -21,7 +21,7 @@ fn file() -> PathBuf {
 }
 
 fn load(path: &Path, format: WeightFormat) -> Pipeline {
-    Pipeline::builder(path.to_str().unwrap()).weights(format).build().unwrap()
+    support::builder(path.to_str().unwrap()).weights(format).build().unwrap()
 }
 
 fn open(path: &Path) -> Checkpoint {
@@ -67,7 +67,7 @@ fn widened_to_f32_the_file_is_what_transformers_computes() {
     let (prompt, expected_ids) = ids();
     let pipe = load(&file(), WeightFormat::F32);
     let difference = largest_difference(&pipe.logits(&prompt).unwrap(), &expected());
-    assert!(difference <= 1e-4, "{difference}");
+    assert!(difference <= tolerance().max(1e-4), "{difference}");
     let answer = pipe.complete(Prompt::Ids(&prompt), &greedy(32)).unwrap();
     assert_eq!(answer.token_ids, expected_ids);
 }
@@ -76,6 +76,9 @@ fn widened_to_f32_the_file_is_what_transformers_computes() {
 /// logits, with a margin of about two.
 #[test]
 fn stored_blocks_are_kept() {
+    if !is_about_kernels("its bytes are those of the kernels' panels") {
+        return;
+    }
     let (prompt, _) = ids();
     let pipe = load(&file(), WeightFormat::Auto);
     assert_eq!(pipe.weight_format(), WeightFormat::Q4K);
@@ -98,28 +101,40 @@ fn stored_blocks_are_kept() {
 fn chunks_and_threads_change_no_bit() {
     let (prompt, _) = ids();
     let of = |threads| {
-        let pipe = Pipeline::builder(file().to_str().unwrap()).threads(threads).prefix_cache(0);
-        let pipe = pipe.build().unwrap();
+        let pipe = support::builder(file().to_str().unwrap()).weights(WeightFormat::Auto);
+        let pipe = pipe.threads(threads).prefix_cache(0).build().unwrap();
         let whole = pipe.logits(&prompt).unwrap();
         for length in 1..prompt.len() {
             let part = pipe.logits(&prompt[..length]).unwrap();
-            assert!(part.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{length}");
+            assert!(alike(&part, &whole[..part.len()]), "{length}");
         }
         whole
     };
-    assert!(of(1).iter().zip(of(2)).all(|(a, b)| a.to_bits() == b.to_bits()));
+    assert!(alike(&of(1), &of(2)));
+}
+
+/// The same bits; on a device within the rounding of activations to 8 bits, which may differ between
+/// products of one row and of many.
+fn alike(a: &[f32], b: &[f32]) -> bool {
+    match on_kernels() {
+        true => same(a, b),
+        false => error(a, b) <= 2e-2,
+    }
 }
 
 #[test]
 fn memory_is_planned_before_it_is_taken() {
     let memory = load(&file(), WeightFormat::Auto).memory();
     let kept = memory.weights;
-    let within =
-        |bytes| Pipeline::builder(file().to_str().unwrap()).memory_limit(bytes).build().map(|_| ());
+    let within = |bytes| {
+        let builder = support::builder(file().to_str().unwrap()).weights(WeightFormat::Auto);
+        builder.memory_limit(bytes).build().map(|_| ())
+    };
     let error = within(kept).unwrap_err().to_string();
     assert!(error.contains("as stored"), "{error}");
-    // A cache has room for sixteen tokens at least.
-    within(kept + 16 * memory.cache_per_token).unwrap();
+    // A cache has room for sixteen tokens at least, on a device for 64.
+    let least = if on_kernels() { 16 } else { 64 };
+    within(kept + least * memory.cache_per_token).unwrap();
 }
 
 /// The reference computes in f32 with the very weights of the file.
@@ -127,7 +142,7 @@ fn memory_is_planned_before_it_is_taken() {
 #[test]
 fn the_reference_backend_says_the_same() {
     let (prompt, expected_ids) = ids();
-    let reference = Pipeline::builder(file().to_str().unwrap()).reference(true).build().unwrap();
+    let reference = support::builder(file().to_str().unwrap()).reference(true).build().unwrap();
     // Q5_K's matrix alone is rounded, to Q8_0: measured 0.007.
     let found = error(&reference.logits(&prompt).unwrap(), &expected());
     assert!(found < 1.5e-2, "{found}");
@@ -137,7 +152,7 @@ fn the_reference_backend_says_the_same() {
         assert_eq!(answer.token_ids, expected_ids);
     }
     for format in [WeightFormat::Auto, WeightFormat::Q4K, WeightFormat::Q6K] {
-        let builder = Pipeline::builder(file().to_str().unwrap()).weights(format);
+        let builder = support::builder(file().to_str().unwrap()).weights(format);
         let theirs = builder.reference(true).build().unwrap().logits(&prompt).unwrap();
         let found = error(&load(&file(), format).logits(&prompt).unwrap(), &theirs);
         println!("{format}: {found:.2e} from the reference");
@@ -202,7 +217,10 @@ fn other_weights_are_rounded_when_asked_for() {
         for asked in [format, WeightFormat::Auto] {
             let pipe = load(&path, asked);
             assert_eq!(pipe.weight_format(), format);
-            assert_eq!(pipe.logits(&prompt).unwrap(), logits, "{format} as {asked}");
+            let same = pipe.logits(&prompt).unwrap();
+            // A device holds the embedding as floats, which are rounded in the file alone.
+            let near = if on_kernels() { same == logits } else { error(&same, &logits) <= bound };
+            assert!(near, "{format} as {asked}");
         }
     }
 }
@@ -229,7 +247,7 @@ fn a_file_cut_short_is_a_typed_error() {
     let bytes = std::fs::read(file()).unwrap();
     for length in [bytes.len() - 1, bytes.len() - 100_000, bytes.len() / 2] {
         std::fs::write(&path, &bytes[..length]).unwrap();
-        let error = Pipeline::builder(path.to_str().unwrap()).build().unwrap_err();
+        let error = support::builder(path.to_str().unwrap()).build().unwrap_err();
         assert!(matches!(error.kind(), dolly_core::ErrorKind::Format), "{length}: {error}");
         assert!(error.to_string().contains("model.gguf"), "{error}");
     }

@@ -3,8 +3,11 @@
 
 mod support;
 
-use dolly_core::{Error, FinishReason, GenerateOptions, Pipeline, Prompt, WeightFormat};
-use support::{goldens, largest_difference, parity_model, parity_names, parity_pipeline};
+use dolly_core::{Error, FinishReason, GenerateOptions, Prompt, TokenLogprob, WeightFormat};
+use support::{
+    goldens, is_about_kernels, largest_difference, on_kernels, parity_model, parity_names,
+    parity_pipeline, same, tolerance,
+};
 
 /// Position-dependent frequencies cannot be combined with a cache: refused by name.
 const REFUSED: &str = "rope_dynamic";
@@ -22,7 +25,8 @@ fn check(name: &str, reference: bool) {
         let logits = pipe.logits(&golden.ids).unwrap();
         let difference = largest_difference(&logits, &golden.logits);
         let length = golden.ids.len();
-        assert!(difference <= TOLERANCE, "{name}, {length} ids: off by {difference}");
+        let allowed = if reference { TOLERANCE } else { TOLERANCE.max(tolerance()) };
+        assert!(difference <= allowed, "{name}, {length} ids: off by {difference}");
         let answer = pipe.complete(Prompt::Ids(&golden.ids), &greedy(64)).unwrap();
         assert_eq!(answer.token_ids, golden.greedy, "{name}, {length} ids");
         assert_eq!(answer.finish_reason, FinishReason::Length);
@@ -47,7 +51,7 @@ fn reference_backend_equals_transformers() {
 #[test]
 fn dynamic_rope_scaling_is_refused_by_name() {
     let directory = parity_model(REFUSED);
-    match Pipeline::from_pretrained(directory.path().to_str().unwrap()) {
+    match support::builder(directory.path().to_str().unwrap()).build() {
         Err(Error::Config { reason, .. }) => assert!(reason.contains("dynamic"), "{reason}"),
         other => panic!("{other:?}"),
     }
@@ -57,7 +61,7 @@ fn dynamic_rope_scaling_is_refused_by_name() {
 fn cached_decode_equals_full_forward_bit_for_bit() {
     let directory = parity_model("standard");
     let id = directory.path().to_str().unwrap();
-    let pipe = Pipeline::builder(id).prefix_cache(0).build().unwrap();
+    let pipe = support::builder(id).prefix_cache(0).build().unwrap();
     let golden = &goldens("standard")[2];
     let options = GenerateOptions { logprobs: Some(5), ..greedy(24) };
     let answer = pipe.complete(Prompt::Ids(&golden.ids), &options).unwrap();
@@ -67,7 +71,12 @@ fn cached_decode_equals_full_forward_bit_for_bit() {
         let before = [golden.ids.as_slice(), &answer.token_ids[..index]].concat();
         let options = GenerateOptions { logprobs: Some(5), ..greedy(1) };
         let fresh = pipe.complete(Prompt::Ids(&before), &options).unwrap().logprobs.unwrap();
-        assert_eq!(&fresh[0], token, "token {index}");
+        let numbers = |token: &TokenLogprob| -> Vec<f32> {
+            token.top.iter().map(|top| top.1).chain([token.logprob]).collect()
+        };
+        assert_eq!(fresh[0].id, token.id, "token {index}");
+        assert!(same(&numbers(&fresh[0]), &numbers(token)), "token {index}");
+        assert!(fresh[0] == *token || !on_kernels(), "token {index}");
     }
 }
 
@@ -76,9 +85,9 @@ fn batch_and_threads_change_no_bit() {
     let directory = parity_model("head_dim_80");
     let id = directory.path().to_str().unwrap().to_owned();
     let golden = goldens("head_dim_80");
-    let alone = Pipeline::builder(id.as_str()).threads(1).build().unwrap();
+    let alone = support::builder(id.as_str()).threads(1).build().unwrap();
     let expected: Vec<Vec<f32>> = golden.iter().map(|g| alone.logits(&g.ids).unwrap()).collect();
-    let together = Pipeline::builder(id).threads(2).build().unwrap();
+    let together = support::builder(id).threads(2).build().unwrap();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..8)
             .map(|n| {
@@ -89,7 +98,7 @@ fn batch_and_threads_change_no_bit() {
         for worker in workers {
             let (n, logits) = worker.join().unwrap();
             let expected = &expected[n % golden.len()];
-            assert!(logits.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert!(same(&logits, expected));
         }
     });
 }
@@ -107,7 +116,7 @@ const FORMATS: [(WeightFormat, f32); 4] = [
 fn every_format_stays_near_f32() {
     let directory = parity_model("standard");
     let id = directory.path().to_str().unwrap();
-    let load = |format| Pipeline::builder(id).weights(format).build().unwrap();
+    let load = |format| support::builder(id).weights(format).build().unwrap();
     let ids = &goldens("standard")[2].ids;
     let exact = load(WeightFormat::F32).logits(ids).unwrap();
     let spread = (exact.iter().map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
@@ -124,13 +133,16 @@ fn every_format_stays_near_f32() {
 #[cfg(feature = "candle")]
 #[test]
 fn formats_agree_with_candles_own_rounding() {
+    if !is_about_kernels("a device rounds activations to the type of the weights") {
+        return;
+    }
     let directory = parity_model("head_dim_80");
     let id = directory.path().to_str().unwrap();
     let ids = &goldens("head_dim_80")[2].ids;
     for format in [WeightFormat::F16, WeightFormat::Bf16] {
         let load = |reference| {
             let builder =
-                Pipeline::builder(id).weights(format).kv_cache(dolly_core::CacheFormat::F32);
+                support::builder(id).weights(format).kv_cache(dolly_core::CacheFormat::F32);
             builder.reference(reference).build().unwrap().logits(ids).unwrap()
         };
         let difference = largest_difference(&load(false), &load(true));

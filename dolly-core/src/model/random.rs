@@ -6,7 +6,7 @@ use crate::model::Config;
 use crate::model::neox::{Layer, NeoX};
 use crate::weights::{RowSource, WeightFormat};
 
-/// Numbers that are made once; matrices are cut out of them at odd places.
+/// Numbers that are made once; every matrix repeats them, its rows at odd places.
 const TILE: usize = (1 << 20) + 7;
 
 /// A matrix of noise of deviation about 0.02.
@@ -22,6 +22,10 @@ impl RowSource for Noise<'_> {
 
     fn shape(&self) -> (usize, usize) {
         self.shape
+    }
+
+    fn repeated(&self) -> Option<&[f32]> {
+        Some(self.tile)
     }
 
     fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()> {

@@ -218,6 +218,12 @@ pub trait RowSource: Sync {
         Err(crate::Error::Internal(format!("{what}: there are no blocks")))
     }
 
+    /// Values of which the whole matrix is a repetition, row-major from the first row on: a device
+    /// repeats them itself. `None` where they do not repeat.
+    fn repeated(&self) -> Option<&[f32]> {
+        None
+    }
+
     /// Fills `out` with what packing in `layout` gave before, from piece `first` on, each of
     /// `piece_bytes`; false where that is not known: `out`, zeros before, has zeros then.
     fn read_packed(

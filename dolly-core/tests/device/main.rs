@@ -1,15 +1,24 @@
 //! The network as a GPU runs it, against the CPU's kernels and transformers' golden values.
 //!
 //! `DOLLY_TEST_DEVICE=cuda` (or `cuda:N`) runs it on a GPU, `auto` on whatever the library takes;
-//! unset, the same code runs on candle's CPU tensors. All files are in the program: it can be copied
-//! to a machine with a GPU and run there.
+//! unset, the same code runs on candle's CPU tensors. The suites of what a caller may rely on, which
+//! else run on the kernels, are in it and run on the same device. All files are in the program: it
+//! can be copied to a machine with a GPU and run there.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod attention;
+#[path = "../behaviour.rs"]
+mod behaviour;
 #[path = "../../benches/device.rs"]
 #[allow(dead_code, reason = "its `main` is the bench target's")]
 mod bench;
-#[path = "../support/mod.rs"]
+mod choice;
+#[path = "../k_quants.rs"]
+mod k_quants;
+#[path = "../less_work.rs"]
+mod less_work;
+#[path = "../parity.rs"]
+mod parity;
 mod support;
 mod train;
 
@@ -38,14 +47,21 @@ macro_rules! models {
     };
 }
 
-const MODELS: [Model; 12] = models! {
+static MODELS: [Model; 12] = models! {
     "standard" "head_dim_80" "odd_shapes" "sequential" "tied" "no_attention_bias" "rope_linear"
     "rotary_full" "rotary_half_base_5000" "act_relu" "act_silu" "act_quick_gelu"
 };
 
-const KQUANTS: &[u8] = include_bytes!("../../../tests/golden/kquants/model.gguf");
+/// A configuration that is refused.
+static REFUSED: [Model; 1] = models! { "rope_dynamic" };
 
-const NANO: [(&str, &[u8]); 3] = [
+static KQUANTS: [(&str, &[u8]); 3] = [
+    ("model.gguf", include_bytes!("../../../tests/golden/kquants/model.gguf")),
+    ("ids.json", include_bytes!("../../../tests/golden/kquants/ids.json")),
+    ("logits.f32", include_bytes!("../../../tests/golden/kquants/logits.f32")),
+];
+
+static NANO: [(&str, &[u8]); 3] = [
     ("config.json", include_bytes!("../../../models/dolly-nano/config.json")),
     ("tokenizer.json", include_bytes!("../../../models/dolly-nano/tokenizer.json")),
     ("model.safetensors", include_bytes!("../../../models/dolly-nano/model.safetensors")),
@@ -58,7 +74,7 @@ fn tolerance() -> f32 {
 
 /// The GPU to run on, if any.
 fn gpu() -> Option<Device> {
-    let name = std::env::var("DOLLY_TEST_DEVICE").ok()?;
+    let name = std::env::var("DOLLY_TEST_DEVICE").ok().filter(|name| name != "candle")?;
     Some(name.parse().unwrap()).filter(|device| *device != Device::Cpu)
 }
 
@@ -85,8 +101,7 @@ fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
 
 impl Model {
     fn named(name: &str) -> &'static Self {
-        static ALL: [Model; 12] = MODELS;
-        ALL.iter().find(|model| model.name == name).unwrap()
+        MODELS.iter().find(|model| model.name == name).unwrap()
     }
 
     fn directory(&self) -> tempfile::TempDir {
@@ -207,7 +222,7 @@ fn blocks_err_about_as_much_as_the_kernels() {
         check_blocks(path(&directory), &ids, WeightFormat::Q8_0);
         check_blocks(path(&directory), &ids, WeightFormat::Q4_0);
     }
-    let directory = directory(&[("model.gguf", KQUANTS)]);
+    let directory = directory(&KQUANTS);
     let file = directory.path().join("model.gguf");
     let ids: Vec<u32> = (0..40).map(|i| 1 + (i * 7) % 60).collect();
     for format in [WeightFormat::Auto, WeightFormat::Q4K, WeightFormat::Q6K] {

@@ -1,15 +1,76 @@
-//! Shared by the integration tests: golden files, and small models made on the spot.
+//! Shared by the integration tests: golden files, small models made on the spot, and the device that
+//! `DOLLY_TEST_DEVICE` names: `cpu` (the kernels; unless set), `candle` (what a GPU runs, on the CPU),
+//! `cuda`, `cuda:N`, or `auto`.
+//!
+//! On a device other than the kernels models are held in f32 unless a test says otherwise, numbers
+//! count as equal within [`tolerance`], and what is about the kernels themselves is left out.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
-use dolly_core::{CacheFormat, Pipeline};
+use dolly_core::{CacheFormat, Device, Pipeline, PipelineBuilder, WeightFormat};
 use safetensors::SafeTensors;
+
+/// The device where `DOLLY_TEST_DEVICE` says nothing.
+pub const DEFAULT_DEVICE: &str = "cpu";
+
+/// Files that the program itself has, unpacked; none.
+pub fn unpacked() -> Option<PathBuf> {
+    None
+}
+
+fn device() -> String {
+    // Of the program, which may have another default than this file.
+    std::env::var("DOLLY_TEST_DEVICE").unwrap_or_else(|_| crate::support::DEFAULT_DEVICE.to_owned())
+}
+
+/// Whether the CPU's kernels are tested.
+pub fn on_kernels() -> bool {
+    device() == "cpu"
+}
+
+/// Whether the kernels are tested; a test that is about them alone says why, and ends if not.
+pub fn is_about_kernels(reason: &str) -> bool {
+    if !on_kernels() {
+        println!("left out on {}: {reason}", device());
+    }
+    on_kernels()
+}
+
+/// Largest difference of numbers of one model in f32 that count as equal: none on the kernels.
+pub fn tolerance() -> f32 {
+    if on_kernels() { 0.0 } else { 1e-3 }
+}
+
+/// A model on the device under test.
+pub fn builder(id: impl Into<String>) -> PipelineBuilder {
+    let builder = Pipeline::builder(id).bundled_dir(root().join("models"));
+    match device().as_str() {
+        "cpu" => builder.device(Device::Cpu),
+        #[cfg(feature = "candle")]
+        "candle" => builder.weights(WeightFormat::F32).as_on_gpu(true),
+        name => builder.weights(WeightFormat::F32).device(name.parse().unwrap()),
+    }
+}
+
+/// Whether two lists of numbers are equal: bit for bit on the kernels, else within the tolerance.
+pub fn same(a: &[f32], b: &[f32]) -> bool {
+    let near = |(a, b): (&f32, &f32)| {
+        a.to_bits() == b.to_bits() || (!on_kernels() && (a - b).abs() <= tolerance())
+    };
+    a.len() == b.len() && a.iter().zip(b).all(near)
+}
+
+/// The repository, or what of it the program has itself.
+fn root() -> PathBuf {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    crate::support::unpacked().unwrap_or(repository)
+}
 
 /// The repository's `tests/golden`.
 pub fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")
+    root().join("tests/golden")
 }
 
 /// The names of all golden configurations, sorted.
@@ -97,7 +158,7 @@ pub fn goldens_in(directory: &Path) -> Vec<Golden> {
 pub fn parity_pipeline(name: &str, reference: bool) -> Pipeline {
     let directory = parity_model(name);
     let id = directory.path().to_str().unwrap().to_owned();
-    Pipeline::builder(id).kv_cache(CacheFormat::F32).reference(reference).build().unwrap()
+    builder(id).kv_cache(CacheFormat::F32).reference(reference).build().unwrap()
 }
 
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {

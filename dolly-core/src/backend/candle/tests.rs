@@ -159,3 +159,47 @@ fn runs_of_rows_are_found() {
     let beyond = backend.select_rows(&Some(x), &[20], &mut None);
     assert!(matches!(beyond, Err(Error::Device { .. })), "{beyond:?}");
 }
+
+/// Noise that repeats, or the same numbers read row by row.
+struct Noise {
+    tile: Vec<f32>,
+    shape: (usize, usize),
+    tells: bool,
+}
+
+impl RowSource for Noise {
+    fn name(&self) -> &str {
+        "noise"
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn repeated(&self) -> Option<&[f32]> {
+        self.tells.then_some(&*self.tile)
+    }
+
+    fn read_rows(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let start = first * self.shape.1;
+        let value = |at: usize| self.tile[at % self.tile.len()];
+        (start..).zip(out).for_each(|(at, out)| *out = value(at));
+        Ok(())
+    }
+}
+
+#[test]
+fn what_repeats_is_made_on_the_device() {
+    for shape in [(1, 1), (3, 5), (33, 32), (96, 40), (200, 7)] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let matrix = |tells| {
+                let tile = (0..101).map(|i| (i * 37 % 101) as f32 / 97.0 - 0.5).collect();
+                let matrix = weights::dense(&Noise { tile, shape, tells }, dtype, &Device::Cpu);
+                let matrix = matrix.unwrap();
+                assert_eq!((matrix.dims2().unwrap(), matrix.dtype()), (shape, dtype));
+                matrix.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap()
+            };
+            assert_eq!(matrix(true), matrix(false), "{shape:?} {dtype:?}");
+        }
+    }
+}

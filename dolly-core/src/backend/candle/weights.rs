@@ -110,6 +110,9 @@ pub(super) fn held(
 /// Reads a matrix as floats of one type.
 pub(super) fn dense(source: &dyn RowSource, dtype: DType, device: &Device) -> Result<Tensor> {
     let shape = source.shape();
+    if let Some(tile) = source.repeated() {
+        return repeated(source.name(), tile, shape, dtype, device);
+    }
     let values = read(source)?;
     let bytes = Held::Dense(dtype).bytes(values.len() as u64, device);
     let refused = allocating(source.name(), bytes);
@@ -132,6 +135,27 @@ pub(super) fn dense(source: &dyn RowSource, dtype: DType, device: &Device) -> Re
     // What this thread uploads, another one reads on a stream of its own.
     device.synchronize()?;
     Ok(tensor)
+}
+
+/// A matrix that repeats `tile`, which alone travels to the device.
+fn repeated(
+    name: &str,
+    tile: &[f32],
+    (rows, columns): (usize, usize),
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let count = rows.saturating_mul(columns);
+    let refused = allocating(name, Held::Dense(dtype).bytes(count as u64, device));
+    let host = Tensor::from_slice(tile, tile.len(), &Device::Cpu)?.to_dtype(dtype)?;
+    let tile = host.to_device(device)?;
+    let whole = Tensor::zeros(count, dtype, device).map_err(refused)?;
+    for start in (0..count).step_by(tile.elem_count().max(1)) {
+        let length = tile.elem_count().min(count - start);
+        whole.slice_set(&tile.narrow(0, 0, length)?, 0, start)?;
+    }
+    device.synchronize()?;
+    Ok(whole.reshape((rows, columns))?)
 }
 
 /// Reads a matrix, rounds it to a format's values and holds them in f32.
