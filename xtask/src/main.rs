@@ -24,6 +24,8 @@ const USAGE: &str = "usage: cargo xtask TASK
   header         write include/dolly.h anew
   wheel          build the Python wheel for this system into target/wheels
   wheel --old    the same for every Linux with glibc 2.28 or newer
+  wheel --cuda   the same for NVIDIA GPUs, as dolly-rs-cuda, into target/cuda/wheels
+  cuda lint      lint what only builds with the feature cuda compile
   cuda [CAP]     build the GPU's tests and bench into target/cuda, for a compute capability (90)
   install DIR    install the C library, header and model under DIR";
 
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         ["header"] => test::write_header(&root),
         ["wheel"] => wheel(&root, python::Reach::ThisSystem),
         ["wheel", "--old"] => wheel(&root, python::Reach::OlderSystems),
+        ["wheel", "--cuda"] => cuda::wheel(&root),
+        ["cuda", "lint"] => cuda::lint(&root),
         ["cuda"] => cuda::build(&root, None),
         ["cuda", capability] => cuda::build(&root, Some(capability)),
         ["install", directory] => test::install(&root, Path::new(directory)).map(drop),

@@ -1,5 +1,5 @@
 //! `cargo xtask cuda`: a program for a machine with a GPU, built on one that has neither GPU nor
-//! toolkit.
+//! toolkit; and the wheel, `cargo xtask wheel --cuda`.
 //!
 //! The compiler comes from the Python package index into an environment under `target/`. CUDA's
 //! runtime is linked statically; the driver and the other libraries are loaded when first called
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{Outcome, cargo, output, program, run};
+use crate::python::Venv;
 
 /// The compiler and the headers it reads, of one release of CUDA.
 const PACKAGES: [&str; 5] = [
@@ -32,6 +33,20 @@ const BENCH: (&str, &str) = (
     "dolly-cuda-bench",
     "#!/bin/sh\nDOLLY_BENCH=\"$*\" exec \"$(dirname \"$0\")/dolly-cuda-tests\" --ignored --exact measure --nocapture\n",
 );
+/// What is selected of the workspace in every build, whatever is built of it: features of what the
+/// kernels' own build needs are the same then, and nvcc runs once for all.
+const SELECTION: [&str; 6] = [
+    "--package",
+    "dolly-core",
+    "--package",
+    "dolly-py",
+    "--features",
+    "dolly-core/cuda,dolly-py/cuda",
+];
+/// The wheel's distribution name; it is imported as the other one is.
+const WHEEL: &str = "dolly-rs-cuda";
+/// Renames a wheel.
+const RENAME: &str = "xtask/src/cuda/rename.py";
 /// Bytes of a program that is easily carried.
 const MOST_BYTES: u64 = 60 << 20;
 
@@ -65,6 +80,33 @@ pub fn build(root: &Path, capability: Option<&str>) -> Outcome {
     eprintln!("\n{total} bytes, for compute capability {}:", toolkit.capability);
     println!("{}\n{}", program.display(), bench.display());
     Ok(())
+}
+
+/// Builds the wheel with the feature `cuda`, under a name of its own.
+pub fn wheel(root: &Path) -> Outcome {
+    let toolkit = Toolkit::create(root, CAPABILITY)?;
+    let venv = Venv::create(root)?;
+    let directory = root.join("target/cuda/wheels");
+    // Only one wheel may be there afterwards: the one just built.
+    let _ = std::fs::remove_dir_all(&directory);
+    let built = directory.join("as-built");
+    let mut build = venv.command(&["-m", "maturin", "build", "--release", "--features", "cuda"]);
+    toolkit.prepare(root, &mut build)?;
+    run(build.arg("--out").arg(&built))?;
+    let entries = std::fs::read_dir(&built).map_err(|e| format!("{}: {e}", built.display()))?;
+    let wheel = entries.flatten().map(|entry| entry.path()).next();
+    let wheel = wheel.ok_or_else(|| format!("no wheel in {}", built.display()))?;
+    run(venv.command(&[RENAME]).arg(wheel).arg(WHEEL).arg(&directory))?;
+    std::fs::remove_dir_all(&built).map_err(|e| format!("{}: {e}", built.display()))
+}
+
+/// Lints what the feature `cuda` compiles: warnings are errors.
+pub fn lint(root: &Path) -> Outcome {
+    let toolkit = Toolkit::create(root, CAPABILITY)?;
+    let mut clippy = cargo(root, &["clippy", "--release", "--tests"]);
+    clippy.args(SELECTION);
+    toolkit.prepare(root, &mut clippy)?;
+    run(clippy.args(["--", "-D", "warnings"]))
 }
 
 impl Toolkit {
@@ -114,14 +156,20 @@ impl Toolkit {
 
     /// Compiles one target of dolly-core in the release profile; gives the program's path.
     fn compile(&self, root: &Path, target: &[&str; 2]) -> Outcome<PathBuf> {
-        let mut build = cargo(root, &["build", "--release", "--package", "dolly-core"]);
-        build.args(target).args(["--features", "cuda"]);
+        let mut build = cargo(root, &["build", "--release"]);
+        build.args(SELECTION).args(target);
         build.args(["--message-format", "json-render-diagnostics"]);
+        self.prepare(root, &mut build)?;
+        let messages = output(&mut build)?;
+        executable(&String::from_utf8_lossy(&messages), target[1])
+    }
+
+    /// Gives a build the environment and the directory that all of them share.
+    fn prepare(&self, root: &Path, build: &mut Command) -> Outcome {
         build.arg("--target-dir").arg(root.join("target/cuda/build")).envs(self.environment()?);
         // Optimising across crates takes minutes and gains nothing here: the time is the GPU's.
         build.env("CARGO_PROFILE_RELEASE_LTO", "off");
-        let messages = output(&mut build)?;
-        executable(&String::from_utf8_lossy(&messages), target[1])
+        Ok(())
     }
 }
 
