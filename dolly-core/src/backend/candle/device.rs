@@ -84,12 +84,12 @@ impl From<candle_core::Error> for Error {
 /// # Errors
 /// [`Error::OutOfMemory`] that names `what`, where the host has no room for them.
 pub(crate) fn fetch(x: &Tensor, what: &str, out: &mut Vec<f32>) -> Result<()> {
-    let x = x.to_dtype(DType::F32)?.contiguous()?;
     let count = x.elem_count();
     out.clear();
     if out.capacity() < count {
         *out = try_vec(count, what)?;
     }
+    let x = x.to_dtype(DType::F32)?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let range = layout.start_offset()..layout.start_offset() + count;
     match &*storage {

@@ -203,3 +203,24 @@ fn what_repeats_is_made_on_the_device() {
         }
     }
 }
+
+#[test]
+fn copies_to_the_host_are_in_order_and_never_abort() {
+    let x = Tensor::arange(0f32, 24.0, &Device::Cpu).unwrap().reshape((4, 6)).unwrap();
+    let mut out = vec![7.0; 100];
+    // A part of a matrix, turned around, in another type.
+    let part = x.narrow(0, 1, 2).unwrap().t().unwrap().to_dtype(DType::F16).unwrap();
+    fetch(&part, "a part", &mut out).unwrap();
+    assert_eq!(out, [6., 12., 7., 13., 8., 14., 9., 15., 10., 16., 11., 17.]);
+    fetch(&x.narrow(0, 3, 1).unwrap(), "a row", &mut out).unwrap();
+    assert_eq!(out, [18., 19., 20., 21., 22., 23.]);
+    // More than any machine has.
+    let vast = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
+    let vast = vast.broadcast_as((1 << 30, 1 << 20)).unwrap();
+    match fetch(&vast, "far too much", &mut out) {
+        Err(Error::OutOfMemory { what, bytes }) => {
+            assert_eq!((what.as_str(), bytes), ("far too much", 1 << 52));
+        }
+        other => panic!("{other:?}"),
+    }
+}
