@@ -5,6 +5,10 @@
 //! else run on the kernels, are in it and run on the same device. All files are in the program: it
 //! can be copied to a machine with a GPU and run there.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(
+    clippy::duplicate_mod,
+    reason = "the suites are programs of their own, with their support"
+)]
 
 mod attention;
 #[path = "../behaviour.rs"]

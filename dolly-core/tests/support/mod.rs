@@ -5,7 +5,7 @@
 //! On a device other than the kernels models are held in f32 unless a test says otherwise, numbers
 //! count as equal within [`tolerance`], and what is about the kernels themselves is left out.
 #![allow(dead_code, reason = "each test program uses a part of it")]
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
 
