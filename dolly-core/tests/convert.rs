@@ -11,7 +11,7 @@ use dolly_core::weights::{Checkpoint, ModelFiles};
 use dolly_core::{
     CancelToken, ConvertOptions, Error, FileFormat, Pipeline, WeightFormat, convert, convert_with,
 };
-use support::{goldens, largest_difference, parity_model};
+use support::{goldens, largest_difference, on_kernels, parity_model, tolerance};
 
 fn files(path: &Path) -> ModelFiles {
     resolve(path.to_str().unwrap(), &SourceOptions::default()).unwrap()
@@ -53,9 +53,10 @@ fn logits_survive_every_format() {
             }
             let ids = &goldens(&name)[0].ids;
             let expected = load(source.path(), format).logits(ids).unwrap();
-            assert_eq!(load(&gguf, format).logits(ids).unwrap(), expected, "{name} {format}");
-            let auto = load(&gguf, WeightFormat::Auto);
-            assert_eq!(auto.logits(ids).unwrap(), expected, "{name} {format} as stored");
+            for asked in [format, WeightFormat::Auto] {
+                let logits = load(&gguf, asked).logits(ids).unwrap();
+                assert!(alike(&logits, &expected, format), "{name} {format} as {asked}");
+            }
             converted += 1;
             // Safetensors has no blocks, and rounds norms and biases with the matrices.
             if format == WeightFormat::Q8_0 {
@@ -76,6 +77,14 @@ fn logits_survive_every_format() {
     assert!(converted >= 24, "only {converted} conversions");
 }
 
+/// The same bits. A device holds the embedding as floats, which are rounded to blocks in the file
+/// alone: there the error of the format counts as equal.
+fn alike(a: &[f32], b: &[f32], format: WeightFormat) -> bool {
+    let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>();
+    let off = squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied());
+    a == b || (!on_kernels() && format == WeightFormat::Q8_0 && off.sqrt() <= 4e-2)
+}
+
 /// The written file against transformers' own logits, not only against this library.
 #[test]
 fn a_converted_model_still_agrees_with_the_golden_logits() {
@@ -85,7 +94,7 @@ fn a_converted_model_still_agrees_with_the_golden_logits() {
     let pipe = load(&gguf, WeightFormat::Auto);
     for golden in goldens("standard") {
         let difference = largest_difference(&pipe.logits(&golden.ids).unwrap(), &golden.logits);
-        assert!(difference <= 1e-4, "{difference}");
+        assert!(difference <= tolerance().max(1e-4), "{difference}");
     }
 }
 
