@@ -8,6 +8,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use dolly_core::{CacheFormat, Device, Pipeline, PipelineBuilder, WeightFormat};
 use safetensors::SafeTensors;
@@ -25,9 +26,18 @@ fn device() -> String {
     std::env::var("DOLLY_TEST_DEVICE").unwrap_or_else(|_| crate::support::DEFAULT_DEVICE.to_owned())
 }
 
-/// Whether the CPU's kernels are tested.
+/// Whether the CPU's kernels are tested: by name, or because `auto` finds no GPU.
 pub fn on_kernels() -> bool {
-    device() == "cpu"
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let found = || FOUND.get_or_init(|| nano(Device::Cuda(0)).build().is_ok());
+    match device().as_str() {
+        "auto" => !found(),
+        name => name == "cpu",
+    }
+}
+
+fn nano(device: Device) -> PipelineBuilder {
+    Pipeline::builder("dolly-nano").bundled_dir(root().join("models")).device(device)
 }
 
 /// Whether the kernels are tested; a test that is about them alone says why, and ends if not.
@@ -50,6 +60,7 @@ pub fn builder(id: impl Into<String>) -> PipelineBuilder {
         "cpu" => builder.device(Device::Cpu),
         #[cfg(feature = "candle")]
         "candle" => builder.weights(WeightFormat::F32).as_on_gpu(true),
+        "auto" if on_kernels() => builder.device(Device::Auto),
         name => builder.weights(WeightFormat::F32).device(name.parse().unwrap()),
     }
 }
