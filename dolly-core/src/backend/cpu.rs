@@ -7,7 +7,7 @@
 use super::{Backend, CacheFormat, RotaryTable, Span};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
-use crate::kernels::attention::{self, Heads, KvCache};
+use crate::kernels::attention::{self, AttentionScratch, Heads, KvCache};
 use crate::kernels::embedding::{RowTable, table_bytes};
 use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear, matrix_bytes, resize};
 use crate::kernels::pack::Layout;
@@ -55,7 +55,7 @@ pub struct Activations {
     width: usize,
     /// Memory of the operation that writes here.
     input: InputScratch,
-    scratch: Vec<f32>,
+    attention: AttentionScratch,
 }
 
 /// A packed weight and its bias.
@@ -194,7 +194,7 @@ impl Backend for CpuBackend {
     }
 
     fn bytes(&self, x: &Activations) -> u64 {
-        4 * (x.data.capacity() + x.scratch.capacity()) as u64 + x.input.bytes()
+        4 * x.data.capacity() as u64 + x.input.bytes() + x.attention.bytes()
     }
 
     fn load_linear(
@@ -346,8 +346,6 @@ impl Backend for CpuBackend {
             return Err(mismatch("width of an attention's input", hidden * 3, qkv.width));
         }
         out.reshape(qkv.rows, hidden)?;
-        let mut stores = crate::error::try_vec(caches.len(), "attention caches")?;
-        stores.extend(caches.iter_mut().map(|cache| &mut cache.0));
         attention::attention(
             self.kernels,
             &self.pool,
@@ -355,9 +353,9 @@ impl Backend for CpuBackend {
             rotary,
             &qkv.data,
             spans,
-            &mut stores,
+            caches.iter_mut().map(|cache| &mut cache.0),
             &mut out.data,
-            &mut out.scratch,
+            &mut out.attention,
         )
     }
 

@@ -16,7 +16,7 @@ const WORTH_A_STEP: usize = 16;
 /// drafts that do not hold cost what they may save.
 const DRAFT_ROWS: usize = 64;
 
-/// The rows of one step.
+/// The rows of one step; its memory serves the next one.
 #[derive(Default)]
 pub(super) struct Plan {
     pub ids: Vec<u32>,
@@ -24,10 +24,29 @@ pub(super) struct Plan {
     pub members: Vec<usize>,
     /// Their rows.
     pub spans: Vec<Span>,
+    /// Rows whose logits are wanted, ascending, and whose they are.
+    pub wanted_rows: Vec<usize>,
+    pub wanted: Vec<Wanted>,
     drafted: usize,
 }
 
+/// A row's place: its logits are those after the token `input` at `position` of a live sequence.
+pub(super) struct Wanted {
+    pub member: usize,
+    pub position: usize,
+    pub input: u32,
+}
+
 impl Plan {
+    fn clear(&mut self) {
+        self.ids.clear();
+        self.members.clear();
+        self.spans.clear();
+        self.wanted_rows.clear();
+        self.wanted.clear();
+        self.drafted = 0;
+    }
+
     fn add(&mut self, member: usize, position: usize, ids: &[u32]) {
         self.spans.push(Span { first_row: self.ids.len(), rows: ids.len(), position });
         self.members.push(member);
@@ -42,15 +61,15 @@ impl Plan {
 }
 
 impl<B: Backend> Scheduler<B> {
-    pub(super) fn plan_step(&mut self) -> Plan {
-        let mut plan = Plan::default();
+    pub(super) fn plan_step(&mut self, plan: &mut Plan) {
+        plan.clear();
         let mut chunk = self.limits.prefill_chunk;
         for index in 0..self.live.len() {
             if self.live[index].decodes() {
-                plan_decode(&mut self.live[index], index, &mut plan);
+                plan_decode(&mut self.live[index], index, plan);
                 continue;
             }
-            if chunk == 0 || (self.live[index].cached == 0 && self.share(index, &plan)) {
+            if chunk == 0 || (self.live[index].cached == 0 && self.share(index, plan)) {
                 continue;
             }
             let live = &self.live[index];
@@ -59,7 +78,21 @@ impl<B: Backend> Scheduler<B> {
             chunk -= ids.len();
             plan.add(index, live.cached, ids);
         }
-        plan
+        self.want(plan);
+    }
+
+    /// Notes which of the planned rows' logits are wanted.
+    fn want(&self, plan: &mut Plan) {
+        for (member, span) in plan.members.iter().zip(&plan.spans) {
+            let request = &self.live[*member].request;
+            for (row, position) in (span.first_row..).zip(span.position..).take(span.rows) {
+                if request.work.wants(position, request.ids.len()) {
+                    let input = plan.ids[row];
+                    plan.wanted_rows.push(row);
+                    plan.wanted.push(Wanted { member: *member, position, input });
+                }
+            }
+        }
     }
 
     /// Copies what is known of a sequence's first rows into its empty cache; or says to wait,

@@ -11,23 +11,20 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use crate::backend::{Backend, Few};
 use crate::error::{Error, Result};
 use crate::generate::engine::{Held, Limits, Shared};
 use crate::generate::live::{Ending, Live};
-use crate::generate::plan::Plan;
+use crate::generate::plan::{Plan, Wanted};
 use crate::generate::prefix::Prefixes;
 use crate::generate::request::{Event, Request, Work};
 use crate::generate::sampler::Sampler;
 use crate::model::{LogitReader, Logits, NeoX, Workspace};
 
-/// A row whose logits are wanted: those after the token `input` at `position` of a live sequence.
-struct Wanted {
-    row: usize,
-    member: usize,
-    position: usize,
-    input: u32,
-}
+/// Sequences of a step for which nothing is allocated.
+const FEW: usize = 64;
 
 /// The live sequences as readers of the rows that are wanted.
 struct Readers<'a, B: Backend> {
@@ -51,7 +48,7 @@ impl<B: Backend> LogitReader for Readers<'_, B> {
     }
 
     fn take(&mut self, row: usize, logits: Logits<'_>) {
-        if let Some(Wanted { member, position, input, .. }) = self.wanted.get(row) {
+        if let Some(Wanted { member, position, input }) = self.wanted.get(row) {
             self.live[*member].take_logits(*position, *input, logits);
         }
     }
@@ -67,6 +64,8 @@ pub(super) struct Scheduler<B: Backend> {
     pub(super) prefixes: Prefixes<B>,
     work: Workspace<B>,
     host: Vec<f32>,
+    /// The last step's, for its memory.
+    plan: Plan,
     /// Of the live sequences.
     cache_bytes: u64,
 }
@@ -83,6 +82,7 @@ impl<B: Backend> Scheduler<B> {
             live: Vec::new(),
             work,
             host: Vec::new(),
+            plan: Plan::default(),
             cache_bytes: 0,
         }
     }
@@ -128,8 +128,8 @@ impl<B: Backend> Scheduler<B> {
     fn drop_interrupted(&mut self) {
         let now = Instant::now();
         let interrupted = |request: &Request| request.control.interruption(now);
-        let waiting = std::mem::take(&mut self.waiting);
-        for request in waiting {
+        for _ in 0..self.waiting.len() {
+            let Some(request) = self.waiting.pop_front() else { break };
             match interrupted(&request) {
                 Some(reason) => request.interrupt(reason),
                 None => self.waiting.push_back(request),
@@ -212,24 +212,19 @@ impl<B: Backend> Scheduler<B> {
         self.retire();
     }
 
+    /// Runs what is due of all sequences, once. Sequences that decode need no memory beyond their
+    /// answers' that an earlier step did not leave.
     fn step(&mut self) -> Result<()> {
-        let Plan { ids, members, spans, .. } = self.plan_step();
-        if members.is_empty() {
-            return Ok(());
-        }
-        let mut wanted = Vec::new();
-        for (member, span) in members.iter().zip(&spans) {
-            let request = &self.live[*member].request;
-            let rows = 0..span.rows;
-            let rows = rows.filter(|r| request.work.wants(span.position + r, request.ids.len()));
-            wanted.extend(rows.map(|r| Wanted {
-                row: span.first_row + r,
-                member: *member,
-                position: span.position + r,
-                input: ids[span.first_row + r],
-            }));
-        }
-        let mut caches: Vec<&mut B::Cache> = Vec::with_capacity(members.len());
+        let mut plan = std::mem::take(&mut self.plan);
+        self.plan_step(&mut plan);
+        let outcome = if plan.members.is_empty() { Ok(()) } else { self.run_plan(&plan) };
+        self.plan = plan;
+        outcome
+    }
+
+    fn run_plan(&mut self, plan: &Plan) -> Result<()> {
+        let Plan { ids, members, spans, .. } = plan;
+        let mut caches: SmallVec<[&mut B::Cache; FEW]> = SmallVec::new();
         let mut next = members.iter().peekable();
         for (index, live) in self.live.iter_mut().enumerate() {
             if next.next_if_eq(&&index).is_some() {
@@ -237,21 +232,15 @@ impl<B: Backend> Scheduler<B> {
             }
         }
         let (model, work) = (&self.model, &mut self.work);
-        model.backend().install(|| model.forward(&ids, &spans, &mut caches, work))?;
-        for (member, span) in members.iter().zip(&spans) {
+        model.backend().install(|| model.forward(ids, spans, &mut caches, work))?;
+        drop(caches);
+        for (member, span) in members.iter().zip(spans) {
             self.live[*member].cached += span.rows;
         }
-        self.deliver(&wanted)?;
-        self.keep_prompts();
-        Ok(())
-    }
-
-    /// Computes the wanted logits and hands them out.
-    fn deliver(&mut self, wanted: &[Wanted]) -> Result<()> {
-        let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
-        let mut readers = Readers { wanted, live: &mut self.live };
-        self.model.logits(&rows, &mut self.work, &mut self.host, &mut readers)?;
+        let mut readers = Readers { wanted: &plan.wanted, live: &mut self.live };
+        self.model.logits(&plan.wanted_rows, &mut self.work, &mut self.host, &mut readers)?;
         self.live.iter_mut().for_each(Live::settle);
+        self.keep_prompts();
         Ok(())
     }
 
@@ -315,3 +304,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

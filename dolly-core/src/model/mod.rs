@@ -3,7 +3,7 @@
 mod config;
 mod load;
 mod neox;
-#[cfg(feature = "candle")]
+#[cfg(any(test, feature = "candle"))]
 mod random;
 
 pub(crate) use config::GGUF_HIDDEN_ACT;

@@ -12,7 +12,7 @@ use super::linear::{Groups, resize};
 use super::pool::{Pool, Shared};
 use super::table::Kernels;
 use crate::backend::{RotaryTable, Span};
-use crate::error::{Error, Result, try_vec};
+use crate::error::{Error, Result};
 
 /// Below this many multiplications a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 15;
@@ -27,6 +27,28 @@ pub(crate) struct Heads {
     pub layer: usize,
 }
 
+/// Memory of a call, kept for the next.
+#[derive(Default)]
+pub(crate) struct AttentionScratch {
+    floats: Vec<f32>,
+    stores: Vec<Store>,
+}
+
+/// A layer of one sequence's cache, of each head as many bytes as its shape has: valid in the call that
+/// listed it.
+struct Store {
+    shape: HeadShape,
+    bytes: Shared<u8>,
+}
+
+impl AttentionScratch {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        let stores = self.stores.capacity() * size_of::<Store>();
+        (4 * self.floats.capacity() + stores) as u64
+    }
+}
+
 /// What a thread needs of one call.
 struct Call<'a> {
     kernels: Kernels,
@@ -39,28 +61,27 @@ struct Call<'a> {
 /// Rotates, appends to the caches, attends; see
 /// [`Backend::attention`](crate::backend::Backend::attention).
 ///
-/// `scratch` is memory to work in, grown when needed.
+/// `caches` has one for each span; `scratch` is memory to work in, grown when needed.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`], and [`Error::Internal`] when spans, caches and shapes do not fit.
 #[allow(clippy::too_many_arguments, reason = "one fused operation has this many operands")]
-pub(crate) fn attention(
+pub(crate) fn attention<'a>(
     kernels: Kernels,
     pool: &Pool,
     heads: &Heads,
     rotary: &RotaryTable,
     qkv: &[f32],
     spans: &[Span],
-    caches: &mut [&mut KvCache],
+    caches: impl ExactSizeIterator<Item = &'a mut KvCache>,
     out: &mut [f32],
-    scratch: &mut Vec<f32>,
+    scratch: &mut AttentionScratch,
 ) -> Result<()> {
-    let shapes = check(heads, rotary, qkv, spans, caches, out)?;
+    let AttentionScratch { floats: scratch, stores } = scratch;
+    check(heads, rotary, qkv, spans, caches, out, stores)?;
     let rows = kernels.table().float_rows;
     let room = stream::room(rows, heads.dim);
     resize(scratch, pool.threads().saturating_mul(room), "attention scores")?;
-    let mut stores = try_vec(spans.len(), "attention spans")?;
-    stores.extend(caches.iter_mut().map(|cache| Shared::new(cache.layer_mut(heads.layer))));
     let work = spans.iter().map(|s| s.rows.saturating_mul(s.position + s.rows)).sum::<usize>();
     let parallel = work.saturating_mul(heads.count * heads.dim) >= PARALLEL_FROM;
     let scratch = Shared::new(scratch);
@@ -72,27 +93,28 @@ pub(crate) fn attention(
         let mut scratch = Scratch::new(scratch, rows, heads.dim);
         for item in items {
             let (span, head) = (item / heads.count, item % heads.count);
-            let bytes = shapes[span].bytes();
+            let Store { shape, bytes: store } = &stores[span];
+            let bytes = shape.bytes();
             // SAFETY: `check` saw that the cache has this layer and head, and each (span, head) is
             // in one range only, so nobody else has this part of the cache.
-            let store = unsafe {
-                std::slice::from_raw_parts_mut(stores[span].get().add(head * bytes), bytes)
-            };
-            call.head(&spans[span], head, shapes[span].split(store), &mut scratch);
+            let store =
+                unsafe { std::slice::from_raw_parts_mut(store.get().add(head * bytes), bytes) };
+            call.head(&spans[span], head, shape.split(store), &mut scratch);
         }
     });
     Ok(())
 }
 
-/// Sees that every access below stays inside its slice, and returns the shapes of the caches' heads.
-fn check(
+/// Sees that every access below stays inside its slice, and lists the layer's part of each cache.
+fn check<'a>(
     heads: &Heads,
     rotary: &RotaryTable,
     qkv: &[f32],
     spans: &[Span],
-    caches: &[&mut KvCache],
+    caches: impl ExactSizeIterator<Item = &'a mut KvCache>,
     out: &[f32],
-) -> Result<Vec<HeadShape>> {
+    stores: &mut Vec<Store>,
+) -> Result<()> {
     let wrong = |what: &str| Err(Error::Internal(format!("attention: {what}")));
     let hidden = heads.count.saturating_mul(heads.dim);
     if hidden == 0 || qkv.len() != out.len().saturating_mul(3) || !out.len().is_multiple_of(hidden)
@@ -102,7 +124,11 @@ fn check(
     if spans.len() != caches.len() || 2 * rotary.half > heads.dim {
         return wrong("spans, caches and rotary table do not fit");
     }
-    let mut shapes = try_vec(spans.len(), "attention spans")?;
+    stores.clear();
+    stores.try_reserve(spans.len()).map_err(|_| Error::OutOfMemory {
+        what: "attention spans".to_owned(),
+        bytes: (spans.len() as u64).saturating_mul(size_of::<Store>() as u64),
+    })?;
     let mut free_row = 0;
     for (span, cache) in spans.iter().zip(caches) {
         let end = span.position.saturating_add(span.rows);
@@ -117,11 +143,13 @@ fn check(
             return wrong("a position is beyond the rotary table");
         }
         match cache.shape_of(heads.layer, heads.count) {
-            Some(shape) if shape.dim == heads.dim && end <= shape.tokens => shapes.push(shape),
+            Some(shape) if shape.dim == heads.dim && end <= shape.tokens => {
+                stores.push(Store { shape, bytes: Shared::new(cache.layer_mut(heads.layer)) });
+            }
             _ => return wrong("a cache is too short or of another shape"),
         }
     }
-    Ok(shapes)
+    Ok(())
 }
 
 impl Call<'_> {

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{Numbers, bits, pool, sets, sizes};
 use crate::backend::{CacheFormat, RotaryTable, Span};
-use crate::kernels::attention::{Heads, KvCache, attention};
+use crate::kernels::attention::{AttentionScratch, Heads, KvCache, attention};
 use crate::kernels::pool::Pool;
 use crate::kernels::table::Kernels;
 
@@ -61,13 +61,13 @@ impl Case {
         let hidden = self.heads * self.dim;
         let heads = Heads { count: self.heads, dim: self.dim, layer: 1 };
         let (mut cache, mut all) = (self.cache(format), Vec::new());
-        let mut scratch = Vec::new();
+        let mut scratch = AttentionScratch::default();
         for start in (0..self.tokens).step_by(chunk) {
             let rows = chunk.min(self.tokens - start);
             let part = &qkv[start * 3 * hidden..(start + rows) * 3 * hidden];
             let mut out = vec![f32::NAN; rows * hidden];
             let spans = [Span { first_row: 0, rows, position: start }];
-            let caches = &mut [&mut cache];
+            let caches = std::iter::once(&mut cache);
             attention(kernels, pool, &heads, rotary, part, &spans, caches, &mut out, &mut scratch)
                 .unwrap();
             all.extend(out);
@@ -248,7 +248,7 @@ fn copied_rows_are_the_rows() {
         let part = &qkv[rows.start * 120..rows.end * 120];
         let mut out = vec![f32::NAN; rows.len() * 40];
         let spans = [Span { first_row: 0, rows: rows.len(), position: rows.start }];
-        let caches = &mut [cache];
+        let caches = std::iter::once(cache);
         attention(
             kernels,
             &pool(1),
@@ -258,7 +258,7 @@ fn copied_rows_are_the_rows() {
             &spans,
             caches,
             &mut out,
-            &mut Vec::new(),
+            &mut AttentionScratch::default(),
         )
         .unwrap();
         bits(&out)
@@ -292,7 +292,7 @@ fn sequences_of_a_batch_do_not_see_each_other() {
         // Rows: the first sequence's last 5 tokens, then all of the second.
         let (mut a, mut b) = (case.cache(CacheFormat::F32), case.cache(CacheFormat::F32));
         let (heads, rotary) = (Heads { count: 3, dim: 80, layer: 0 }, case.rotary());
-        let mut scratch = Vec::new();
+        let mut scratch = AttentionScratch::default();
         let mut out = vec![0.0; 7 * hidden];
         let spans = [Span { first_row: 0, rows: 7, position: 0 }];
         let qkv = &first[..7 * 3 * hidden];
@@ -303,7 +303,7 @@ fn sequences_of_a_batch_do_not_see_each_other() {
             &rotary,
             qkv,
             &spans,
-            &mut [&mut a],
+            std::iter::once(&mut a),
             &mut out,
             &mut scratch,
         )
@@ -315,7 +315,7 @@ fn sequences_of_a_batch_do_not_see_each_other() {
             Span { first_row: 0, rows: 5, position: 7 },
             Span { first_row: 5, rows: 12, position: 0 },
         ];
-        let caches = &mut [&mut a, &mut b];
+        let caches = [&mut a, &mut b].into_iter();
         attention(kernels, &pool, &heads, &rotary, &qkv, &spans, caches, &mut out, &mut scratch)
             .unwrap();
         assert!(bits(&out[..5 * hidden]) == alone[0][7 * hidden..]);
@@ -364,8 +364,18 @@ fn operands_that_do_not_fit_are_errors() {
         let qkv = vec![0.0; qkv_rows * 96];
         let mut out = vec![0.0; 4 * 32];
         let heads = Heads { count: 2, dim: 16, layer };
-        let caches = &mut caches[..spans.len()];
-        attention(kernels, &pool, &heads, &rotary, &qkv, spans, caches, &mut out, &mut Vec::new())
+        let caches = caches.iter_mut().map(|cache| &mut **cache).take(spans.len());
+        attention(
+            kernels,
+            &pool,
+            &heads,
+            &rotary,
+            &qkv,
+            spans,
+            caches,
+            &mut out,
+            &mut AttentionScratch::default(),
+        )
     };
     let span = |first_row, rows, position| Span { first_row, rows, position };
     assert!(attempt(&[span(0, 4, 4)], 1, 4).is_ok());
