@@ -121,15 +121,13 @@ impl Call<'_> {
             let next = stored.wrapping_add(slice.map_or(AHEAD, |_| steps * step_bytes));
             let (mut w, mut w_stride) = (stored, panel_bytes);
             if let Some(widen) = widen {
-                (w, w_stride) = (wide.as_ptr().cast(), 4 * LANES * steps);
+                let to = wide.as_mut_ptr().cast::<f32>();
                 for p in 0..panels {
                     // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
                     // panels.
-                    unsafe {
-                        let to = wide.as_mut_ptr().cast::<f32>().add(p * steps * LANES);
-                        widen(stored.add(p * panel_bytes), to, steps);
-                    }
+                    unsafe { widen(stored.add(p * panel_bytes), to.add(p * steps * LANES), steps) };
                 }
+                (w, w_stride) = (to.cast_const().cast(), 4 * LANES * steps);
             }
             for (index, group) in chunk.groups.clone().enumerate() {
                 let (row, rows) = self.groups.get(group);
