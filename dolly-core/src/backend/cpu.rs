@@ -32,7 +32,7 @@ pub struct CpuOptions {
 /// Runs the network on the CPU.
 ///
 /// The instruction set is the best this CPU has, or the one named by the environment variable
-/// `DOLLY_FORCE_ISA` (`portable`, `avx2`, `avx512`, `avx512vnni`). Cheap operations run on the
+/// `DOLLY_FORCE_ISA` (`portable`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16`). Cheap operations run on the
 /// caller's thread.
 ///
 /// ```

@@ -72,15 +72,20 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u8) -> Self {
-        // SAFETY: the caller proves the CPU's features and 32 readable bytes.
+    unsafe fn load_bf16(p: *const u8) -> (Self, Self) {
+        // SAFETY: the caller proves the CPU's features and 64 readable bytes.
         unsafe {
-            let both = _mm256_loadu_si256(p.cast());
+            let (low, high) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()));
             let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            Self(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)),
-                _mm256_castsi256_ps(_mm256_and_si256(both, mask)),
-            )
+            let first = Self(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            );
+            let second = Self(
+                _mm256_castsi256_ps(_mm256_and_si256(low, mask)),
+                _mm256_castsi256_ps(_mm256_and_si256(high, mask)),
+            );
+            (first, second)
         }
     }
 

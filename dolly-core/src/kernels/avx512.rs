@@ -49,14 +49,14 @@ impl Vector for Avx512 {
         unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
     }
 
-    // Both halves hold the 8 words of two bf16 each: the lower keeps the low ones, moved up.
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u8) -> Self {
-        // SAFETY: the caller proves the CPU's features and 32 readable bytes.
+    unsafe fn load_bf16(p: *const u8) -> (Self, Self) {
+        // SAFETY: the caller proves the CPU's features and 64 readable bytes.
         unsafe {
-            let both = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
-            let high = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            Self(_mm512_castsi512_ps(_mm512_mask_slli_epi32::<16>(high, 0x00ff, both)))
+            let both = _mm512_loadu_si512(p.cast());
+            let second = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            let first = _mm512_slli_epi32::<16>(both);
+            (Self(_mm512_castsi512_ps(first)), Self(_mm512_castsi512_ps(second)))
         }
     }
 

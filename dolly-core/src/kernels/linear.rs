@@ -157,23 +157,29 @@ pub(crate) fn linear(
     }
     let (unpacking, group_rows) = tiles(kernels, matrix.layout, rows);
     let groups = Groups::new(rows, group_rows);
+    let round = kernels.table().round_bf16.filter(|_| matrix.layout == Layout::Bf16);
     let input = Input { kernels, pool, x, inputs: matrix.inputs, groups };
     match matrix.layout.quantized() {
         true => input.quantize(scratch, unpacking.is_some_and(|unpacking| unpacking.words))?,
-        false => input.interleave(&mut scratch.floats)?,
+        false => input.floats(round, scratch)?,
     }
     let scratch = &*scratch;
     let panels = matrix.outputs.div_ceil(LANES);
     let together = panels_at_once(kernels, matrix.layout, rows);
     let unit = unit(rows, panels / pool.threads(), together);
     let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
-    let floats = if rows == 1 { x } else { &scratch.floats };
+    let floats = match round {
+        _ if rows > 1 => &scratch.floats,
+        Some(_) => &scratch.pairs,
+        None => x,
+    };
     let out = Shared::new(out);
     let integers = scratch;
     let call = Call {
         kernels,
         matrix,
         floats,
+        pairs: round.is_some(),
         integers,
         groups,
         unpacking,

@@ -4,7 +4,7 @@
 //!
 //! 1. bodies written once over sixteen abstract lanes ([`vector`], [`tile`], [`rows`],
 //!    [`math`]), and integer products per instruction set ([`quant`], [`k_quant`], `avx2_quant`,
-//!    `avx2_k_quant`, `avx2_unpacked`, `avx512_quant`);
+//!    `avx2_k_quant`, `avx2_unpacked`, `avx512_quant`) and of bf16 (`avx512_bf16`);
 //! 2. the lanes of an instruction set ([`portable`], `avx2`, `avx512`);
 //! 3. a table of functions compiled with that set's features ([`table`]), handed out only where the
 //!    CPU has them;
@@ -31,6 +31,8 @@ mod avx2_quant;
 mod avx2_unpacked;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 #[cfg(all(miri, target_arch = "x86_64"))]
 mod avx512_miri;
 #[cfg(target_arch = "x86_64")]

@@ -7,7 +7,7 @@
 //! | format | a step of K | bytes |
 //! |---|---|---|
 //! | f32, f16 | columns 0..16 | 64, 32 |
-//! | bf16 | columns 0 8 1 9 ... 7 15: one load, shift and mask widens all | 32 |
+//! | bf16 | 2 of K: columns 0..16, both of a column side by side, as products of pairs take them | 64 |
 //! | Q8_0 | 32 of K: 16 f16 scales, then for each 4 of K, 16 columns x 4 integers | 544 |
 //! | Q4_0 | 32 of K: 16 f16 scales, then for each 4 of K, 16 columns x 4 bytes, K in the low and K + 16 in the high half | 288 |
 //! | Q4_K, Q6_K | 256 of K: see `k_quant` | 2368, 3360 |
@@ -86,7 +86,8 @@ impl Layout {
     pub(crate) fn step_bytes(self) -> usize {
         match self {
             Self::F32 => 4 * LANES,
-            Self::F16 | Self::Bf16 => 2 * LANES,
+            Self::F16 => 2 * LANES,
+            Self::Bf16 => 4 * LANES,
             Self::Q8_0 => LANES * (2 + QUANT_BLOCK),
             Self::Q4_0 => LANES * (2 + QUANT_BLOCK / 2),
             Self::Q4K => Q4K::BYTES,
@@ -97,15 +98,16 @@ impl Layout {
     /// K of one step.
     pub(crate) fn step_columns(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::F32 | Self::F16 => 1,
+            Self::Bf16 => 2,
             Self::Q8_0 | Self::Q4_0 => QUANT_BLOCK,
             Self::Q4K | Self::Q6K => SUPER_BLOCK,
         }
     }
 
-    /// Whether a step is a block of K rather than one.
+    /// Whether weights are integers with a scale for each block of K.
     pub(crate) fn quantized(self) -> bool {
-        self.step_columns() > 1
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
     /// Steps of a panel whose K is `columns` of the stored matrix.
@@ -133,11 +135,9 @@ pub(super) fn pack_panel(layout: Layout, rows: &[f32], columns: usize, panel: &m
         for (lane, row) in rows.chunks_exact(columns.max(1)).take(LANES).enumerate() {
             let Some(row) = row.get(part.clone()) else { continue };
             match layout {
-                Layout::F32 => scatter(row, lane, panel, |x| x.to_ne_bytes()),
+                Layout::F32 => pack_f32(row, lane, panel),
                 Layout::F16 => pack_f16(row, lane, panel),
-                Layout::Bf16 => {
-                    scatter(row, bf16_place(lane), panel, |x| bf16::from_f32(x).to_ne_bytes())
-                }
+                Layout::Bf16 => pack_bf16(row, lane, panel),
                 Layout::Q8_0 => pack_q8_0(row, lane, panel),
                 Layout::Q4_0 => pack_q4_0(row, lane, panel),
                 Layout::Q4K => pack_q4_k(row, lane, panel),
@@ -150,9 +150,9 @@ pub(super) fn pack_panel(layout: Layout, rows: &[f32], columns: usize, panel: &m
 /// As [`pack_panel`], of rows of `row` bytes that [`Layout::kept`] keeps as they are.
 pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [u8]) {
     match layout {
-        Layout::F32 => return place_floats::<4>(rows, row, panel, |lane| lane),
-        Layout::F16 => return place_floats::<2>(rows, row, panel, |lane| lane),
-        Layout::Bf16 => return place_floats::<2>(rows, row, panel, bf16_place),
+        Layout::F32 => return place_floats::<4, 1>(rows, row, panel),
+        Layout::F16 => return place_floats::<2, 1>(rows, row, panel),
+        Layout::Bf16 => return place_floats::<2, 2>(rows, row, panel),
         Layout::Q8_0 | Layout::Q4_0 | Layout::Q4K | Layout::Q6K => {}
     }
     for (lane, row) in rows.chunks_exact(row.max(1)).take(LANES).enumerate() {
@@ -176,22 +176,20 @@ pub(super) fn pack_blocks(layout: Layout, rows: &[u8], row: usize, panel: &mut [
     }
 }
 
-/// Puts up to sixteen rows of floats of `N` bytes, little-endian as in files, into a panel.
-fn place_floats<const N: usize>(
-    rows: &[u8],
-    row: usize,
-    panel: &mut [u8],
-    place: impl Fn(usize) -> usize,
-) {
+/// Puts up to sixteen rows of floats of `N` bytes, little-endian as in files, into a panel of steps of
+/// `K`.
+fn place_floats<const N: usize, const K: usize>(rows: &[u8], row: usize, panel: &mut [u8]) {
     for (i, panel) in panel.chunks_mut(PART * LANES * N).enumerate() {
         let part = i * PART * N..row.min((i + 1) * PART * N);
         for (lane, row) in rows.chunks_exact(row.max(1)).take(LANES).enumerate() {
             let Some(row) = row.get(part.clone()) else { continue };
-            let cells = panel.as_chunks_mut::<N>().0.iter_mut().skip(place(lane)).step_by(LANES);
-            for (cell, x) in cells.zip(row.as_chunks::<N>().0) {
-                *cell = *x;
-                if cfg!(target_endian = "big") {
-                    cell.reverse();
+            let cells = panel.as_chunks_mut::<N>().0.chunks_exact_mut(LANES * K);
+            for (step, from) in cells.zip(row.as_chunks::<N>().0.chunks(K)) {
+                for (cell, x) in step[lane * K..].iter_mut().zip(from) {
+                    *cell = *x;
+                    if cfg!(target_endian = "big") {
+                        cell.reverse();
+                    }
                 }
             }
         }
@@ -211,21 +209,17 @@ fn place_blocks<const BYTES: usize>(row: &[u8], lane: usize, panel: &mut [u8]) {
     }
 }
 
-/// Where a step keeps the bf16 of a lane: lanes 0 and 8 share a 32-bit word, then 1 and 9, ...
-fn bf16_place(lane: usize) -> usize {
-    if lane < LANES / 2 { 2 * lane } else { 2 * (lane - LANES / 2) + 1 }
+fn pack_f32(row: &[f32], lane: usize, panel: &mut [u8]) {
+    let cells = panel.as_chunks_mut::<4>().0.iter_mut().skip(lane).step_by(LANES);
+    cells.zip(row).for_each(|(cell, x)| *cell = x.to_ne_bytes());
 }
 
-/// Writes one lane of consecutive steps.
-fn scatter<const N: usize>(
-    row: &[f32],
-    place: usize,
-    panel: &mut [u8],
-    convert: impl Fn(f32) -> [u8; N],
-) {
-    let (cells, _) = panel.as_chunks_mut::<N>();
-    for (cell, x) in cells.iter_mut().skip(place).step_by(LANES).zip(row) {
-        *cell = convert(*x);
+fn pack_bf16(row: &[f32], lane: usize, panel: &mut [u8]) {
+    let cells = panel.as_chunks_mut::<4>().0.iter_mut().skip(lane).step_by(LANES);
+    for (cell, pair) in cells.zip(row.chunks(2)) {
+        for (to, x) in cell.as_chunks_mut::<2>().0.iter_mut().zip(pair) {
+            *to = bf16::from_f32(*x).to_ne_bytes();
+        }
     }
 }
 

@@ -39,13 +39,11 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u8) -> Self {
-        // SAFETY: the caller promises 32 readable bytes.
-        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
-        Self(std::array::from_fn(|i| {
-            let at = if i < LANES / 2 { 2 * i } else { 2 * (i - LANES / 2) + 1 };
-            f32::from_bits(u32::from(bits[at]) << 16)
-        }))
+    unsafe fn load_bf16(p: *const u8) -> (Self, Self) {
+        // SAFETY: the caller promises 64 readable bytes.
+        let pairs = unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() };
+        let lanes = |i: usize| Self(pairs.map(|pair| f32::from_bits(u32::from(pair[i]) << 16)));
+        (lanes(0), lanes(1))
     }
 
     #[inline(always)]

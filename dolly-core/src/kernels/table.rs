@@ -34,6 +34,8 @@ pub(super) struct Table {
     pub tile_f32: unsafe fn(&Tile),
     pub tile_f16: unsafe fn(&Tile),
     pub tile_bf16: unsafe fn(&Tile),
+    /// Rounds a row to what `tile_bf16` multiplies, where that is pairs of bf16 and not floats.
+    pub round_bf16: Option<unsafe fn(&[f32], &mut [f32])>,
     pub tile_i8: unsafe fn(&Tile),
     pub tile_q8_0: unsafe fn(&QuantTile),
     pub tile_q4_0: unsafe fn(&QuantTile),
@@ -129,6 +131,7 @@ table!(portable_table, Portable, [], {
     tile_q4_0: quant::tile_q4_0,
     tile_q4_k: k_quant::tile_q4_k,
     tile_q6_k: k_quant::tile_q6_k,
+    round_bf16: None,
     unpacking: |_| None,
     quantize_row: quant::quantize_row,
 });
@@ -143,6 +146,7 @@ table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fm
     tile_q4_0: super::super::avx2_quant::tile_q4_0,
     tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
     tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
+    round_bf16: None,
     unpacking: super::super::avx2_unpacked::unpacking,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
@@ -159,6 +163,7 @@ table!(avx512_table, super::super::avx512::Avx512, [
     tile_q4_0: super::super::avx2_quant::tile_q4_0,
     tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
     tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
+    round_bf16: None,
     unpacking: super::super::avx2_unpacked::unpacking,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
@@ -176,6 +181,16 @@ static AVX512_VNNI: Table = Table {
         other => super::avx2_unpacked::unpacking(other),
     },
     ..avx512_table::TABLE
+};
+
+/// AVX-512 with byte products and products of bf16.
+#[cfg(target_arch = "x86_64")]
+static AVX512_BF16: Table = Table {
+    name: "avx512bf16",
+    available: || (AVX512_VNNI.available)() && std::arch::is_x86_feature_detected!("avx512bf16"),
+    tile_bf16: super::avx512_bf16::tile_bf16,
+    round_bf16: Some(super::avx512_bf16::round_row),
+    ..AVX512_VNNI
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -196,8 +211,13 @@ fn has_avx512() -> bool {
 
 /// Every table of this build, best last.
 #[cfg(target_arch = "x86_64")]
-static TABLES: [&Table; 4] =
-    [&portable_table::TABLE, &avx2_table::TABLE, &avx512_table::TABLE, &AVX512_VNNI];
+static TABLES: [&Table; 5] = [
+    &portable_table::TABLE,
+    &avx2_table::TABLE,
+    &avx512_table::TABLE,
+    &AVX512_VNNI,
+    &AVX512_BF16,
+];
 /// Every table of this build, best last.
 #[cfg(not(target_arch = "x86_64"))]
 static TABLES: [&Table; 1] = [&portable_table::TABLE];
@@ -292,7 +312,7 @@ impl Kernels {
 }
 
 fn not_allowed(value: String) -> Error {
-    let allowed = "portable, or what the CPU has of avx2, avx512 and avx512vnni, or unset";
+    let allowed = "portable, or what the CPU has of avx2, avx512, avx512vnni and avx512bf16, or unset";
     Error::option("DOLLY_FORCE_ISA", value, allowed)
 }
 

@@ -6,7 +6,7 @@
 //! acc[r][p][c] = acc[r][p][c] + x[r][0] w[p][0][c] + x[r][1] w[p][1][c] + ...
 //! ```
 //!
-//! from left to right, one addition a step. That order is the contract that makes results
+//! from left to right, one step after the other. That order is the contract that makes results
 //! independent of how rows and panels are grouped: groupings differ only in which chains advance
 //! side by side. Callers may stop after any k and go on later, since `acc` is exact f32.
 
@@ -43,63 +43,65 @@ pub(super) struct Tile {
     pub acc_stride: usize,
 }
 
-/// How sixteen weights of one step lie in memory.
-pub(super) trait Weight {
+/// How sixteen weights of one step lie in memory, and what multiplies them.
+pub(super) trait Weight<V: Vector> {
     /// Bytes of one step.
     const BYTES: usize;
+    /// Weights in registers.
+    type Lanes: Copy;
+    /// The weights of step `k`, counted from `w`, of which whole rounds are before it.
+    ///
     /// # Safety
-    /// As [`Vector::splat`], and `BYTES` bytes are readable at `p`.
-    unsafe fn load<V: Vector>(p: *const u8) -> V;
+    /// As [`Vector::splat`], and the steps of the round up to `k` are readable, in pairs.
+    unsafe fn load(w: *const u8, k: usize) -> Self::Lanes;
+    /// `x * w + addend`, of a row's element.
+    ///
+    /// # Safety
+    /// As [`Vector::splat`], and `x` is readable.
+    unsafe fn multiply(x: *const f32, w: Self::Lanes, addend: V) -> V;
 }
 
 /// 8-bit integers, widened without a scale: keys and values of a cache.
 pub(super) struct I8;
 pub(super) struct F32;
 pub(super) struct F16;
+/// Pairs of steps in words of 32 bits, each widened.
 pub(super) struct Bf16;
 
-impl Weight for I8 {
-    const BYTES: usize = LANES;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8) -> V {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { V::load_i8(p) }
-    }
+/// Weights that are widened to floats.
+macro_rules! widened {
+    ($name:ident, $bytes:expr, |$p:ident, $k:ident| $load:expr) => {
+        impl<V: Vector> Weight<V> for $name {
+            const BYTES: usize = $bytes;
+            type Lanes = V;
+            #[inline(always)]
+            unsafe fn load($p: *const u8, $k: usize) -> V {
+                // SAFETY: the caller's promise, passed on.
+                unsafe { $load }
+            }
+            #[inline(always)]
+            unsafe fn multiply(x: *const f32, w: V, addend: V) -> V {
+                // SAFETY: the caller's promise.
+                unsafe { V::splat(*x).mul_add(w, addend) }
+            }
+        }
+    };
 }
 
-impl Weight for F32 {
-    const BYTES: usize = 4 * LANES;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8) -> V {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { V::load(p.cast()) }
-    }
-}
-
-impl Weight for F16 {
-    const BYTES: usize = 2 * LANES;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8) -> V {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { V::load_f16(p) }
-    }
-}
-
-impl Weight for Bf16 {
-    const BYTES: usize = 2 * LANES;
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8) -> V {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { V::load_bf16(p) }
-    }
-}
+widened!(I8, LANES, |w, k| V::load_i8(w.add(k * LANES)));
+widened!(F32, 4 * LANES, |w, k| V::load(w.add(k * 4 * LANES).cast()));
+widened!(F16, 2 * LANES, |w, k| V::load_f16(w.add(k * 2 * LANES)));
+widened!(Bf16, 2 * LANES, |w, k| {
+    let (first, second) = V::load_bf16(w.add(k / 2 * 4 * LANES));
+    if k.is_multiple_of(2) { first } else { second }
+});
 
 /// Runs one tile; groupings without an instance of their own go element by element.
 ///
 /// # Safety
 /// As [`Vector::splat`]; `x`, `w` and `acc` are valid for what [`Tile`] says of them.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
+pub(super) unsafe fn run<V: Vector, W: Weight<V>>(t: &Tile) {
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match (t.rows, t.panels) {
@@ -124,7 +126,7 @@ pub(super) unsafe fn run<V: Vector, W: Weight>(t: &Tile) {
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn wide<V: Vector, W: Weight>(t: &Tile) {
+unsafe fn wide<V: Vector, W: Weight<V>>(t: &Tile) {
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match (t.rows, t.panels) {
@@ -151,15 +153,15 @@ unsafe fn wide<V: Vector, W: Weight>(t: &Tile) {
 /// # Safety
 /// As [`run`].
 #[cold]
-unsafe fn singly<V: Vector, W: Weight>(t: &Tile) {
+unsafe fn singly<V: Vector, W: Weight<V>>(t: &Tile) {
     for (r, p) in (0..t.rows).flat_map(|r| (0..t.panels).map(move |p| (r, p))) {
         // SAFETY: row `r` and panel `p` of the tile the caller vouches for.
         unsafe {
             let acc = t.acc.add(r * t.acc_stride + p * LANES);
             let mut sum = V::load(acc);
             for k in 0..t.k {
-                let w = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
-                sum = V::splat(*t.x.add(k * t.rows + r)).mul_add(w, sum);
+                let w = W::load(t.w.add(p * t.w_stride), k);
+                sum = W::multiply(t.x.add(k * t.rows + r), w, sum);
             }
             sum.store(acc);
         }
@@ -169,7 +171,7 @@ unsafe fn singly<V: Vector, W: Weight>(t: &Tile) {
 /// # Safety
 /// As [`run`], with `R` rows and `P` panels.
 #[inline(always)]
-unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) {
+unsafe fn fixed<V: Vector, W: Weight<V>, const R: usize, const P: usize>(t: &Tile) {
     // SAFETY: every offset stays within the rows, panels and steps that the caller vouches for.
     unsafe {
         let mut acc = [[V::splat(0.0); P]; R];
@@ -183,12 +185,12 @@ unsafe fn fixed<V: Vector, W: Weight, const R: usize, const P: usize>(t: &Tile) 
             if R > 1 && t.lines > 0 {
                 ask_ahead::<R, P>(t, k);
             }
-            for k in k..k + ROUND {
-                step::<V, W, R, P>(t, k, &mut acc);
+            for i in 0..ROUND {
+                step::<V, W, R, P>(t, k, i, &mut acc);
             }
         }
-        for k in whole..t.k {
-            step::<V, W, R, P>(t, k, &mut acc);
+        for i in 0..t.k - whole {
+            step::<V, W, R, P>(t, whole, i, &mut acc);
         }
         for r in 0..R {
             for p in 0..P {
@@ -212,26 +214,28 @@ fn ask_ahead<const R: usize, const P: usize>(t: &Tile, k: usize) {
     }
 }
 
-/// `acc[r][p] += x[r][k] * w[p][k]`.
+/// `acc[r][p] += x[r][k + i] * w[p][k + i]`.
 ///
 /// # Safety
-/// As [`run`], with `R` rows and `P` panels; the tile has a step `k`.
+/// As [`run`], with `R` rows and `P` panels; the tile has a step `k + i`, of the round that begins at `k`.
 #[inline(always)]
-unsafe fn step<V: Vector, W: Weight, const R: usize, const P: usize>(
+unsafe fn step<V: Vector, W: Weight<V>, const R: usize, const P: usize>(
     t: &Tile,
     k: usize,
+    i: usize,
     acc: &mut [[V; P]; R],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut w = [acc[0][0]; P];
-        for p in 0..P {
-            w[p] = W::load::<V>(t.w.add(p * t.w_stride + k * W::BYTES));
+        let first = t.w.add(k * W::BYTES);
+        let mut w = [W::load(first, i); P];
+        for p in 1..P {
+            w[p] = W::load(first.add(p * t.w_stride), i);
         }
         for r in 0..R {
-            let x = V::splat(*t.x.add(k * R + r));
+            let x = t.x.add((k + i) * R + r);
             for p in 0..P {
-                acc[r][p] = x.mul_add(w[p], acc[r][p]);
+                acc[r][p] = W::multiply(x, w[p], acc[r][p]);
             }
         }
     }
@@ -240,14 +244,23 @@ unsafe fn step<V: Vector, W: Weight, const R: usize, const P: usize>(
 /// Widens `steps` steps of a 16-bit panel to f32, exactly.
 ///
 /// # Safety
-/// As [`Vector::splat`]; `from` is readable for `steps * W::BYTES` bytes and `to` writable for
-/// `steps * 16` floats.
+/// As [`Vector::splat`]; `from` is readable for `steps * W::BYTES` bytes, in pairs of steps, and `to`
+/// writable for `steps * 16` floats.
 #[inline(always)]
-pub(super) unsafe fn widen<V: Vector, W: Weight>(from: *const u8, to: *mut f32, steps: usize) {
+pub(super) unsafe fn widen<V: Vector, W: Weight<V, Lanes = V>>(
+    from: *const u8,
+    to: *mut f32,
+    steps: usize,
+) {
     // SAFETY: the caller's promise; offsets stay below `steps`.
     unsafe {
-        for k in 0..steps {
-            W::load::<V>(from.add(k * W::BYTES)).store(to.add(k * LANES));
+        for k in (0..steps - steps % 2).step_by(2) {
+            let from = from.add(k * W::BYTES);
+            W::load(from, 0).store(to.add(k * LANES));
+            W::load(from, 1).store(to.add((k + 1) * LANES));
+        }
+        if !steps.is_multiple_of(2) {
+            W::load(from, steps - 1).store(to.add((steps - 1) * LANES));
         }
     }
 }

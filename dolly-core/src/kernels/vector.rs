@@ -35,11 +35,11 @@ pub(crate) trait Vector: Copy {
     /// # Safety
     /// As [`splat`](Self::splat), and `p` is readable for 32 bytes.
     unsafe fn load_f16(p: *const u8) -> Self;
-    /// Lanes from 16 bf16 in panel order (0 8 1 9 2 10 ...: see `pack`), any alignment.
+    /// Lanes from the first and the second of 16 pairs of bf16 (see `pack`), any alignment.
     ///
     /// # Safety
-    /// As [`splat`](Self::splat), and `p` is readable for 32 bytes.
-    unsafe fn load_bf16(p: *const u8) -> Self;
+    /// As [`splat`](Self::splat), and `p` is readable for 64 bytes.
+    unsafe fn load_bf16(p: *const u8) -> (Self, Self);
     /// Lanes from 16 consecutive 8-bit integers, any alignment.
     ///
     /// # Safety

@@ -25,7 +25,7 @@ use crate::error::{Error, Result, try_zeroed};
 use crate::hex::hex;
 
 /// Changes whenever the meaning of the bytes does: of this file's or of any packed layout.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const MAGIC: &[u8; 8] = b"DOLLYPAK";
 const FOOTER: u64 = 32;
 /// Longest index read: 100,000 entries need less.

@@ -1,8 +1,9 @@
 //! The rows of a linear layer's input as the micro-kernels read them.
 //!
 //! Rows are split evenly into groups of at most a tile's; within a group K runs outermost, so that a
-//! tile reads its rows from front to back, whatever the layer's width: `(K, rows)` floats, or for
-//! integers `(blocks of K, rows, 32)` with a scale and a sum for each.
+//! tile reads its rows from front to back, whatever the layer's width: `(K, rows)` floats,
+//! `(K / 2, rows)` pairs of bf16, or for integers `(blocks of K, rows, 32)` with a scale and a sum for
+//! each.
 
 use std::slice::from_raw_parts_mut;
 
@@ -19,6 +20,8 @@ const PARALLEL_FROM: usize = 1 << 15;
 #[derive(Default)]
 pub(crate) struct InputScratch {
     pub(super) floats: Vec<f32>,
+    /// Rows of pairs of bf16.
+    pub(super) pairs: Vec<f32>,
     pub(super) integers: Vec<i8>,
     /// The same as words, where tiles want them.
     pub(super) words: Vec<i16>,
@@ -29,7 +32,8 @@ pub(crate) struct InputScratch {
 impl InputScratch {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
-        let words = self.floats.capacity() + self.scales.capacity() + self.sums.capacity();
+        let floats = self.floats.capacity() + self.pairs.capacity() + self.scales.capacity();
+        let words = floats + self.sums.capacity();
         (self.integers.capacity() + 2 * self.words.capacity() + 4 * words) as u64
     }
 }
@@ -53,7 +57,11 @@ impl Groups {
     }
 }
 
+/// From a row of floats to its pairs of bf16.
+pub(super) type Round = unsafe fn(&[f32], &mut [f32]);
+
 /// Rows of `inputs` floats, to be rearranged.
+#[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
     pub kernels: Kernels,
     pub pool: &'a Pool,
@@ -70,8 +78,33 @@ impl Input<'_> {
         (first, rows.chunks_exact(self.inputs.max(1)))
     }
 
-    /// Rearranges floats. A lone row needs none of it and is read where it is.
-    pub(super) fn interleave(&self, out: &mut Vec<f32>) -> Result<()> {
+    /// Rearranges floats, or the pairs of bf16 that they are rounded to.
+    pub(super) fn floats(&self, round: Option<Round>, out: &mut InputScratch) -> Result<()> {
+        let Some(round) = round else { return self.interleave(&mut out.floats) };
+        let cells = self.inputs.div_ceil(2);
+        self.round(round, cells, &mut out.pairs)?;
+        Input { x: &out.pairs, inputs: cells, ..*self }.interleave(&mut out.floats)
+    }
+
+    /// Rounds rows to `cells` pairs each.
+    fn round(&self, round: Round, cells: usize, out: &mut Vec<f32>) -> Result<()> {
+        resize(out, self.groups.rows.saturating_mul(cells), "activations in bf16")?;
+        let out = Shared::new(out);
+        self.pool.run(self.groups.rows, self.x.len() >= PARALLEL_FROM, |_, range| {
+            for row in range {
+                // SAFETY: row `row` is inside `out` and in this range only; the table's instructions
+                // are there.
+                unsafe {
+                    let to = from_raw_parts_mut(out.get().add(row * cells), cells);
+                    round(&self.x[row * self.inputs..(row + 1) * self.inputs], to);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Puts rows of a group side by side. A lone row needs none of it and is read where it is.
+    fn interleave(&self, out: &mut Vec<f32>) -> Result<()> {
         if self.groups.rows == 1 {
             return Ok(());
         }

@@ -55,8 +55,9 @@ pub(super) type Room = [MaybeUninit<f32>; UNIT * ROW_CHUNK * LANES];
 pub(super) struct Call<'a> {
     pub kernels: Kernels,
     pub matrix: &'a Matrix,
-    /// Rows in the order of the input, interleaved where there are several.
+    /// Rows in the order of the input, interleaved where there are several: floats, or pairs of bf16.
     pub floats: &'a [f32],
+    pub pairs: bool,
     pub integers: &'a InputScratch,
     pub groups: Groups,
     /// How integer weights are taken apart for several groups.
@@ -105,14 +106,22 @@ impl Call<'_> {
         }
     }
 
+    /// Elements of a row, and the bytes of a panel that each meets.
+    fn elements(&self) -> (usize, usize) {
+        let (inputs, layout) = (self.matrix.inputs, self.matrix.layout);
+        match self.pairs {
+            true => (inputs.div_ceil(2), layout.step_bytes()),
+            false => (inputs, layout.step_bytes() / layout.step_columns()),
+        }
+    }
+
     fn float_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
-        let (inputs, together) = (self.matrix.inputs, self.together);
+        let ((inputs, step_bytes), together) = (self.elements(), self.together);
         let (widen, kernel) = self.float_tile(chunk);
         let mut wide = MaybeUninit::<[f32; SLICE / 4]>::uninit();
         let slice = Self::slice(chunk.groups.len());
         let steps = slice.map_or(inputs.max(1), |bytes| bytes / (4 * LANES * together));
-        let (panel_bytes, step_bytes) =
-            (self.matrix.panel_bytes(), self.matrix.layout.step_bytes());
+        let panel_bytes = self.matrix.panel_bytes();
         let panel = self.matrix.panels.bytes()[first * panel_bytes..].as_ptr();
         let slices = (0..inputs).step_by(steps);
         for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
@@ -157,7 +166,7 @@ impl Call<'_> {
     /// values; and the tile.
     fn float_tile(&self, chunk: &Chunk) -> (Option<Widen>, FloatTile) {
         let table = self.kernels.table();
-        let many = chunk.groups.len() > 2;
+        let many = chunk.groups.len() > 2 && !self.pairs;
         match self.matrix.layout {
             Layout::F16 if many => (Some(table.widen_f16), table.tile_f32),
             Layout::Bf16 if many => (Some(table.widen_bf16), table.tile_f32),
@@ -180,7 +189,7 @@ impl Call<'_> {
         let step_blocks = layout.step_columns() / QUANT_BLOCK;
         let slice = Self::slice(chunk.groups.len());
         let most = slice.map_or(blocks.max(1), |bytes| {
-            let whole = bytes / 2 / (layout.step_bytes() * self.together);
+            let whole = bytes / (layout.step_bytes() * self.together);
             whole.max(1) * step_blocks
         });
         let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();

@@ -72,10 +72,12 @@ fn kept(layout: Layout, row: &[f32]) -> Vec<f64> {
     }
 }
 
-/// Activations as the integer products see them.
+/// Activations as the products see them.
 pub(super) fn rounded(kernels: Kernels, layout: Layout, x: &[f32], columns: usize) -> Vec<f64> {
     if !layout.quantized() || columns == 0 {
-        return x.iter().map(|x| f64::from(*x)).collect();
+        let pairs = layout == Layout::Bf16 && kernels.table().round_bf16.is_some();
+        let kept = |x: &f32| if pairs { bf16::from_f32_const(*x).to_f32() } else { *x };
+        return x.iter().map(|x| f64::from(kept(x))).collect();
     }
     let blocks = columns.div_ceil(32);
     let mut all = Vec::new();

@@ -41,7 +41,7 @@ fn exp_of(kernels: Kernels, x: &mut [f32]) {
         "avx2" => unsafe { avx2(x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        "avx512" | "avx512vnni" => unsafe { avx512(x) },
+        "avx512" | "avx512vnni" | "avx512bf16" => unsafe { avx512(x) },
         name => panic!("{name} has no test of its exponential"),
     }
 }

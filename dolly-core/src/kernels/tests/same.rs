@@ -9,7 +9,11 @@ use crate::model::Activation;
 
 /// Every set's results equal those of the first one tested that fuses.
 fn equal(what: &str, run: impl Fn(Kernels) -> Vec<f32>) {
-    let mut fused = sets().into_iter().filter(|kernels| kernels.name() != "portable");
+    equal_among(what, sets(), run);
+}
+
+fn equal_among(what: &str, sets: Vec<Kernels>, run: impl Fn(Kernels) -> Vec<f32>) {
+    let mut fused = sets.into_iter().filter(|kernels| kernels.name() != "portable");
     let Some(first) = fused.next() else { return };
     let expected = bits(&run(first));
     for other in fused {
@@ -35,7 +39,12 @@ fn linear_layers_agree() {
         let source = Rows::new(weight.clone(), outputs, inputs);
         let matrix = Matrix::pack(&pool, &source, layout).unwrap();
         for rows in rows() {
-            equal(&format!("{layout:?}, {rows} rows"), |kernels| {
+            let mut sets = sets();
+            if layout == Layout::Bf16 {
+                // What rounds activations too has other results.
+                sets.retain(|kernels| kernels.table().round_bf16.is_none());
+            }
+            equal_among(&format!("{layout:?}, {rows} rows"), sets, |kernels| {
                 let mut out = vec![f32::NAN; rows * outputs];
                 let (x, bias) = ((&x[..rows * inputs], rows), Some(&bias[..]));
                 let scratch = &mut InputScratch::default();
