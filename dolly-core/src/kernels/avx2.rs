@@ -1,6 +1,6 @@
 //! x86-64 with AVX2, FMA and F16C: two registers make sixteen lanes.
 
-use super::vector::Vector;
+use super::vector::{Lanes, Vector};
 use std::arch::x86_64::*;
 
 /// Sixteen lanes in two registers, low lanes first.
@@ -109,11 +109,6 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn like(self, x: f32) -> Self {
-        proven!(Self(_mm256_set1_ps(x), _mm256_set1_ps(x)))
-    }
-
-    #[inline(always)]
     unsafe fn transpose(rows: &[*const f32; 8], to: *mut f32, stride: usize) {
         // SAFETY: the caller proves the CPU's features, the rows and the room.
         unsafe {
@@ -128,6 +123,22 @@ impl Vector for Avx2 {
                 _mm256_storeu_ps(to.add((s + 4) * stride), column);
             }
         }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let four = self.quarter();
+        proven! {
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+impl Lanes for Avx2 {
+    #[inline(always)]
+    fn like(self, x: f32) -> Self {
+        proven!(Self(_mm256_set1_ps(x), _mm256_set1_ps(x)))
     }
 
     #[inline(always)]
@@ -197,15 +208,6 @@ impl Vector for Avx2 {
                 _mm256_castsi256_ps(_mm256_add_epi32(low, bias)),
                 _mm256_castsi256_ps(_mm256_add_epi32(high, bias)),
             )
-        }
-    }
-
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        let four = self.quarter();
-        proven! {
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
     }
 }

@@ -12,7 +12,7 @@ use super::avx2::Avx2;
 use super::avx2_quant::{Sums, broadcast, nibbles};
 use super::k_quant::{BLOCKS, Q4K, Q6K};
 use super::quant::{Format, QUANT_BLOCK, QuantTile, load_sums, run, store_sums};
-use super::vector::{LANES, Vector};
+use super::vector::{LANES, Lanes, Vector};
 
 /// Sixteen unsigned bytes as floats.
 ///

@@ -25,7 +25,7 @@ impl Block for Q8_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        _sums: *const BlockSum,
+        _at: usize,
         w: *const u8,
     ) -> [[Avx2; P]; R] {
         // SAFETY: reads 32 integers a row and one block a panel, which the caller vouches for.
@@ -62,7 +62,7 @@ impl Block for Q4_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const BlockSum,
+        at: usize,
         w: *const u8,
     ) -> [[Avx2; P]; R] {
         // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
@@ -70,7 +70,7 @@ impl Block for Q4_0 {
             let ones = _mm256_set1_epi16(1);
             let mut start = [_mm256_setzero_si256(); R];
             for r in 0..R {
-                start[r] = eights_below(sums.add(r));
+                start[r] = eights_below(t.sums.add(at + r));
             }
             let mut acc = nibbles::<R, P>(t, start, x, w.add(2 * LANES));
             for r in 0..R {

@@ -23,8 +23,8 @@ use super::avx2_k_quant::{pairs, widen};
 use super::avx2_quant::{Sums, broadcast, eights_below};
 use super::k_quant::{BLOCKS, Q4K, Q6K};
 use super::pack::Layout;
-use super::quant::{QUANT_BLOCK, QuantTile, Unpacking};
-use super::vector::{CACHE_LINE, LANES, Vector, prefetch};
+use super::quant::{QUANT_BLOCK, QuantTile, Unpacking, ask_ahead};
+use super::vector::{LANES, Lanes, Vector};
 
 /// Bytes of sixteen floats.
 const FLOATS: usize = 4 * LANES;
@@ -46,10 +46,9 @@ pub(super) fn unpacking(layout: Layout) -> Option<&'static Unpacking> {
         block: WORDS_BLOCK,
         words: true,
         unpack: unpack_q8_0,
-        tile: tile_words::<{ LANES * (2 + QUANT_BLOCK) }>,
+        tile: tile_words,
     };
-    static Q6_K: Unpacking =
-        Unpacking { unpack: unpack_q6_k, tile: tile_words::<{ Q6K::BYTES / BLOCKS }>, ..Q8_0 };
+    static Q6_K: Unpacking = Unpacking { unpack: unpack_q6_k, ..Q8_0 };
     static Q4_0: Unpacking = Unpacking {
         from: 5,
         block: NIBBLES_BLOCK,
@@ -211,16 +210,6 @@ unsafe fn store_nibbles(from: *const u8, to: *mut u8) {
     }
 }
 
-/// Asks for the bytes that are stored of a later block.
-#[inline(always)]
-fn ask_ahead<const STORED: usize>(t: &QuantTile, b: usize) {
-    if t.ahead > 0 {
-        for line in (0..STORED).step_by(CACHE_LINE) {
-            prefetch(t.w.wrapping_add(t.ahead).wrapping_add(b * STORED + line));
-        }
-    }
-}
-
 /// Sums over 32 of K of words times activations, themselves words.
 ///
 /// # Safety
@@ -298,11 +287,11 @@ unsafe fn floats(sums: Sums) -> Avx2 {
 /// # Safety
 /// As [`QuantTile`] says, with `R` rows of words and one panel of blocks as [`unpack_q8_0`] makes them.
 #[inline(always)]
-unsafe fn words<const R: usize, const STORED: usize>(t: &QuantTile) {
+unsafe fn words<const R: usize>(t: &QuantTile) {
     // SAFETY: every offset stays within the rows and blocks the caller vouches for.
     unsafe {
         for b in 0..t.blocks {
-            ask_ahead::<STORED>(t, b);
+            ask_ahead::<1>(t, b);
             let (w, at) = (t.w.add(b * WORDS_BLOCK), b * R);
             let x = t.x.cast::<i16>().add(at * QUANT_BLOCK);
             let dots = dot_words::<R>(t, x, w.add(FLOATS));
@@ -324,7 +313,7 @@ unsafe fn q4_0<const R: usize>(t: &QuantTile) {
     // SAFETY: every offset stays within the rows and blocks the caller vouches for.
     unsafe {
         for b in 0..t.blocks {
-            ask_ahead::<{ LANES * (2 + QUANT_BLOCK / 2) }>(t, b);
+            ask_ahead::<1>(t, b);
             let (w, at) = (t.w.add(b * NIBBLES_BLOCK), b * R);
             let mut start = [_mm256_setzero_si256(); R];
             for r in 0..R {
@@ -349,7 +338,7 @@ unsafe fn q4_k<const R: usize>(t: &QuantTile) {
     // SAFETY: every offset stays within the rows and blocks the caller vouches for.
     unsafe {
         for b in 0..t.blocks {
-            ask_ahead::<{ Q4K::BYTES / BLOCKS }>(t, b);
+            ask_ahead::<1>(t, b);
             let (w, at) = (t.w.add(b * Q4K_BLOCK), b * R);
             let zero = [_mm256_setzero_si256(); R];
             let dots = dot_nibbles::<R>(t, zero, t.x.add(at * QUANT_BLOCK), w.add(2 * FLOATS));
@@ -367,28 +356,41 @@ unsafe fn q4_k<const R: usize>(t: &QuantTile) {
     }
 }
 
+/// Sets the sums to zero where they begin: these tiles keep them in memory.
+///
+/// # Safety
+/// As [`QuantTile`] says, with one panel.
+#[inline(always)]
+unsafe fn begin(t: &QuantTile) {
+    if t.fresh {
+        // SAFETY: the caller's promise.
+        unsafe { t.acc.write_bytes(0, t.rows * LANES) };
+    }
+}
+
 /// Calls a tile with its number of rows, 1 to [`ROWS`], as a constant.
 macro_rules! by_rows {
-    ($t:expr, $body:ident $(, $stored:expr)?) => {
+    ($t:expr, $body:ident) => {
         match $t.rows {
-            1 => $body::<1 $(, { $stored })?>($t),
-            2 => $body::<2 $(, { $stored })?>($t),
-            3 => $body::<3 $(, { $stored })?>($t),
-            4 => $body::<4 $(, { $stored })?>($t),
-            5 => $body::<5 $(, { $stored })?>($t),
-            _ => $body::<6 $(, { $stored })?>($t),
+            1 => $body::<1>($t),
+            2 => $body::<2>($t),
+            3 => $body::<3>($t),
+            4 => $body::<4>($t),
+            5 => $body::<5>($t),
+            _ => $body::<6>($t),
         }
     };
 }
 
-/// A tile of words, of which `STORED` bytes a block are stored.
-///
 /// # Safety
 /// AVX2, FMA and F16C; the pointers are valid for what [`QuantTile`] says of them, with 1 to 6 rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile_words<const STORED: usize>(t: &QuantTile) {
+unsafe fn tile_words(t: &QuantTile) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { by_rows!(t, words, STORED) }
+    unsafe {
+        begin(t);
+        by_rows!(t, words)
+    }
 }
 
 /// # Safety
@@ -396,7 +398,10 @@ unsafe fn tile_words<const STORED: usize>(t: &QuantTile) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile_q4_0(t: &QuantTile) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { by_rows!(t, q4_0) }
+    unsafe {
+        begin(t);
+        by_rows!(t, q4_0)
+    }
 }
 
 /// # Safety
@@ -404,5 +409,8 @@ unsafe fn tile_q4_0(t: &QuantTile) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile_q4_k(t: &QuantTile) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { by_rows!(t, q4_k) }
+    unsafe {
+        begin(t);
+        by_rows!(t, q4_k)
+    }
 }

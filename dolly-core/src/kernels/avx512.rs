@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::avx2::Avx2;
 #[cfg(miri)]
 use super::avx512_miri::{_mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_max_ps, _mm512_min_ps};
-use super::vector::Vector;
+use super::vector::{Lanes, Vector};
 
 /// Sixteen lanes in a register.
 #[derive(Clone, Copy)]
@@ -79,6 +79,13 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    fn sum(self) -> f32 {
+        self.halves().sum()
+    }
+}
+
+impl Lanes for Avx512 {
+    #[inline(always)]
     fn like(self, x: f32) -> Self {
         proven!(Self(_mm512_set1_ps(x)))
     }
@@ -140,10 +147,5 @@ impl Vector for Avx512 {
             let bias = _mm512_set1_epi32(127 << 23);
             Self(_mm512_castsi512_ps(_mm512_add_epi32(exponent, bias)))
         }
-    }
-
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        self.halves().sum()
     }
 }

@@ -3,15 +3,25 @@
 //! `vpdpbusd` adds four products of unsigned by signed bytes to each lane of 32 bits, without
 //! saturation. The weights are the unsigned operand, so that only they need preparing, once for all
 //! rows: Q8_0 as w + 128, Q4_0 as the nibbles, which are w + 8. What that adds, 128 or 8 times the
-//! sum of the row's integers, is taken off where the sums begin. Magnitudes stay below
+//! sum of the row's integers, is taken off where the sums begin ([`offset`]). Magnitudes stay below
 //! 32 * 255 * 127 + 128 * 32 * 127 < 2^21. The loops over a block may be unrolled: 32 registers
 //! hold what that needs.
 
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use super::quant::{self, Block, BlockSum, QUADS, QUANT_BLOCK, QuantTile};
+use super::pack::Layout;
+use super::quant::{self, Block, QUADS, QUANT_BLOCK, QuantTile};
 use super::vector::{LANES, Vector};
+
+/// What the tiles add to the integers of a format's weights.
+pub(super) fn offset(layout: Layout) -> i32 {
+    match layout {
+        Layout::Q8_0 => 128,
+        Layout::Q4_0 => 8,
+        _ => 0,
+    }
+}
 
 struct Q8_0;
 struct Q4_0;
@@ -25,13 +35,13 @@ impl Block for Q8_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const BlockSum,
+        at: usize,
         w: *const u8,
     ) -> [[Avx512; P]; R] {
-        // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
+        // SAFETY: reads 32 integers and a start a row and one block a panel, as the caller vouches.
         unsafe {
             let offset = _mm512_set1_epi8(-128);
-            let mut acc = start::<R, P>(sums, -128);
+            let mut acc = start::<R, P>(t.starts.add(at));
             for k in 0..QUADS {
                 for p in 0..P {
                     let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES);
@@ -56,13 +66,13 @@ impl Block for Q4_0 {
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const BlockSum,
+        at: usize,
         w: *const u8,
     ) -> [[Avx512; P]; R] {
-        // SAFETY: reads 32 integers and a sum a row and one block a panel, as the caller vouches.
+        // SAFETY: reads 32 integers and a start a row and one block a panel, as the caller vouches.
         unsafe {
             let nibble = _mm512_set1_epi8(15);
-            let mut acc = start::<R, P>(sums, -8);
+            let mut acc = start::<R, P>(t.starts.add(at));
             for k in 0..QUADS / 2 {
                 for p in 0..P {
                     let w = w.add(p * t.w_stride + 2 * LANES + k * 4 * LANES);
@@ -82,20 +92,17 @@ impl Block for Q4_0 {
     }
 }
 
-/// `factor` times the sum of the block's integers in each row.
+/// What the sums of a block begin with, which its caller formed once for all panels.
 ///
 /// # Safety
-/// AVX-512 F; a sum of each row.
+/// AVX-512 F; a start of each row.
 #[inline(always)]
-unsafe fn start<const R: usize, const P: usize>(
-    sums: *const BlockSum,
-    factor: i32,
-) -> [[__m512i; P]; R] {
+unsafe fn start<const R: usize, const P: usize>(starts: *const i32) -> [[__m512i; P]; R] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); P]; R];
         for r in 0..R {
-            acc[r] = [_mm512_set1_epi32(factor * (*sums.add(r)).total()); P];
+            acc[r] = [_mm512_set1_epi32(*starts.add(r)); P];
         }
         acc
     }

@@ -6,7 +6,7 @@
 use super::math::{activate, activation_slope, exp};
 use super::rows::group;
 use super::table::Kernels;
-use super::vector::{LANES, Vector};
+use super::vector::{LANES, Lanes, Two, Vector};
 use crate::model::Activation;
 
 /// `$to[i] = body(...)` over groups of sixteen of `$to` and of the other slices, which are read as
@@ -164,7 +164,15 @@ pub(super) unsafe fn exp_minus<V: Vector>(scale: f32, shift: f32, x: &mut [f32])
     // SAFETY: the caller proves the instructions; loads and stores are of whole groups.
     unsafe {
         let (by, minus) = (V::splat(scale), V::splat(-shift));
-        each_group!(V, x => exp(x.mul_add(by, minus)));
+        let (pairs, rest) = x.as_chunks_mut::<{ 2 * LANES }>();
+        for pair in pairs {
+            let (first, second) = pair.split_at_mut(LANES);
+            let both = Two(V::load(first.as_ptr()), V::load(second.as_ptr()));
+            let both = exp(both.mul_add(Two(by, by), Two(minus, minus)));
+            both.0.store(first.as_mut_ptr());
+            both.1.store(second.as_mut_ptr());
+        }
+        each_group!(V, rest => exp(rest.mul_add(by, minus)));
         sum_groups!(V, x; sum => sum.add(x))
     }
 }

@@ -15,7 +15,7 @@
 //! is at most 2 * 128 * 16 * 32 * 127 = 16,646,144, below 2^24.
 
 use super::portable::f16_to_f32;
-use super::quant::{QUANT_BLOCK, QuantTile, dot_q4_0};
+use super::quant::{QUANT_BLOCK, QuantTile, dot_q4_0, sums_of};
 use super::vector::LANES;
 use crate::weights::{SUPER_BLOCK, scale_min};
 
@@ -130,7 +130,7 @@ unsafe fn for_each_step<const BYTES: usize>(
         for p in 0..t.panels {
             // SAFETY: rows, panels and blocks stay below the numbers the caller vouches for.
             unsafe {
-                let acc = &mut *t.acc.add((r * t.panels + p) * LANES).cast::<[f32; LANES]>();
+                let acc = &mut *sums_of(t, r, p);
                 for s in 0..t.blocks / BLOCKS {
                     let w = &*t.w.add(p * t.w_stride + s * BYTES).cast::<[u8; BYTES]>();
                     let blocks = std::array::from_fn(|i| {

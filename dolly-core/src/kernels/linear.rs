@@ -160,7 +160,10 @@ pub(crate) fn linear(
     let round = kernels.table().round_bf16.filter(|_| matrix.layout == Layout::Bf16);
     let input = Input { kernels, pool, x, inputs: matrix.inputs, groups };
     match matrix.layout.quantized() {
-        true => input.quantize(scratch, unpacking.is_some_and(|unpacking| unpacking.words))?,
+        true => {
+            let words = unpacking.is_some_and(|unpacking| unpacking.words);
+            input.quantize(scratch, words, (kernels.table().offset)(matrix.layout))?;
+        }
         false => input.floats(round, scratch)?,
     }
     let scratch = &*scratch;

@@ -1,6 +1,6 @@
-//! Exponential and activation functions over sixteen lanes, good to a few units in the last place.
+//! Exponential and activation functions over any lanes, good to a few units in the last place.
 
-use super::vector::Vector;
+use super::vector::Lanes;
 use crate::model::Activation;
 
 /// `1.5 * 2^23`: adding and subtracting it rounds |x| < 2^22 to an integer, ties to even.
@@ -11,7 +11,7 @@ const ROUND: f32 = 12_582_912.0;
 /// x = n ln 2 + r with ln 2 split in two, a degree 7 polynomial in r, and 2^n in two halves so that
 /// subnormal results and 2^128 need no branch. Split and coefficients: Cephes `expf` (S. Moshier).
 #[inline(always)]
-pub(super) fn exp<V: Vector>(x: V) -> V {
+pub(super) fn exp<V: Lanes>(x: V) -> V {
     let x = x.like(-104.0).max(x);
     let x = x.like(89.0).min(x);
     let n = round(x.mul(x.like(std::f32::consts::LOG2_E)));
@@ -28,14 +28,14 @@ pub(super) fn exp<V: Vector>(x: V) -> V {
 
 /// The nearest integer, ties to even, for |x| < 2^22.
 #[inline(always)]
-fn round<V: Vector>(x: V) -> V {
+fn round<V: Lanes>(x: V) -> V {
     let magic = x.like(ROUND);
     x.add(magic).sub(magic)
 }
 
 /// Horner's rule, highest power first.
 #[inline(always)]
-fn polynomial<V: Vector>(x: V, coefficients: &[f32]) -> V {
+fn polynomial<V: Lanes>(x: V, coefficients: &[f32]) -> V {
     let mut p = x.like(0.0);
     for (i, &c) in coefficients.iter().enumerate() {
         p = if i == 0 { x.like(c) } else { p.mul_add(x, x.like(c)) };
@@ -45,7 +45,7 @@ fn polynomial<V: Vector>(x: V, coefficients: &[f32]) -> V {
 
 /// The logistic function 1 / (1 + e^-x).
 #[inline(always)]
-pub(super) fn sigmoid<V: Vector>(x: V) -> V {
+pub(super) fn sigmoid<V: Lanes>(x: V) -> V {
     let one = x.like(1.0);
     one.div(one.add(exp(x.like(0.0).sub(x))))
 }
@@ -57,7 +57,7 @@ pub(super) fn sigmoid<V: Vector>(x: V) -> V {
 /// P within 1.2e-9, Q within 4e-9 of what moves erfc by as much at t = 1; beyond t = 10 the argument is held, where
 /// Φ is below 1e-43.
 #[inline(always)]
-fn normal_cdf<V: Vector>(x: V) -> V {
+fn normal_cdf<V: Lanes>(x: V) -> V {
     #[allow(clippy::approx_constant, reason = "a fitted coefficient, one spacing off 2/√π")]
     const P: [f32; 7] = [
         7.889_123e-5,
@@ -91,7 +91,7 @@ fn normal_cdf<V: Vector>(x: V) -> V {
 
 /// The activation function of the feed-forward layer, as `transformers` defines it.
 #[inline(always)]
-pub(super) fn activate<V: Vector>(x: V, activation: Activation) -> V {
+pub(super) fn activate<V: Lanes>(x: V, activation: Activation) -> V {
     match activation {
         Activation::Gelu => x.mul(normal_cdf(x)),
         // (1 + tanh(u)) / 2 is the logistic function of 2u; 2 √(2/π) = 1.595769.
@@ -108,7 +108,7 @@ pub(super) fn activate<V: Vector>(x: V, activation: Activation) -> V {
 
 /// The derivative of [`activate`].
 #[inline(always)]
-pub(super) fn activation_slope<V: Vector>(x: V, activation: Activation) -> V {
+pub(super) fn activation_slope<V: Lanes>(x: V, activation: Activation) -> V {
     let one = x.like(1.0);
     match activation {
         // Φ(x) + x φ(x), φ(x) = e^(-x²/2) / √(2π).

@@ -1,6 +1,6 @@
 //! Plain Rust lanes: every machine has them, and the compiler vectorises what it can.
 
-use super::vector::{LANES, Vector};
+use super::vector::{LANES, Lanes, Vector};
 use half::f16;
 
 /// Sixteen lanes in an array.
@@ -52,6 +52,19 @@ impl Vector for Portable {
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(self.0) }
     }
 
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut lanes = self.0;
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
+    }
+}
+
+impl Lanes for Portable {
     #[inline(always)]
     fn like(self, x: f32) -> Self {
         Self([x; LANES])
@@ -107,17 +120,6 @@ impl Vector for Portable {
     #[inline(always)]
     fn exp2_integral(self) -> Self {
         self.map(|n| f32::from_bits(((n + 12_582_912.0).to_bits() << 23).wrapping_add(127 << 23)))
-    }
-
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        let mut lanes = self.0;
-        for width in [8, 4, 2, 1] {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-        }
-        lanes[0]
     }
 }
 

@@ -12,7 +12,7 @@
 use half::f16;
 
 use super::portable::{f16_to_f32, f32_to_f16};
-use super::vector::{CACHE_LINE, LANES, Vector, prefetch};
+use super::vector::{CACHE_LINE, LANES, Lanes, Vector, prefetch};
 
 /// Elements along K that share a scale.
 pub(crate) const QUANT_BLOCK: usize = 32;
@@ -137,14 +137,23 @@ pub(super) struct QuantTile {
     pub scales: *const f32,
     /// Sums of the blocks' integers, `(blocks, group)`.
     pub sums: *const BlockSum,
+    /// Minus what the set adds to weights, times those sums, where it adds something: `(blocks, group)`.
+    pub starts: *const i32,
     /// Rows whose blocks lie side by side: the tile's, or more.
     pub group: usize,
     /// First step of panel 0.
     pub w: *const u8,
     /// Bytes from one panel to the next.
     pub w_stride: usize,
+    /// Weights of panel 0 that are asked for with the first block, of the others as far from theirs, where
+    /// there are several rows: see [`Tile`](super::tile::Tile).
+    pub ask: *const u8,
+    /// Cache lines of a panel that are asked for with a block.
+    pub lines: usize,
+    /// Bytes from one block's lines to the next one's.
+    pub ask_step: usize,
     /// As in [`Tile`](super::tile::Tile).
-    pub ahead: usize,
+    pub fresh: bool,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
 }
@@ -162,7 +171,6 @@ pub(super) struct Unpacking {
     pub words: bool,
     /// From the first of whole steps of a panel, to where its blocks go, and how many these are.
     pub unpack: unsafe fn(*const u8, *mut u8, usize),
-    /// Its `ahead` leads from its weights to the stored ones of a later slice.
     pub tile: unsafe fn(&QuantTile),
 }
 
@@ -177,11 +185,12 @@ pub(super) trait Block {
     /// The sums of integers: exact in f32, being below 2^24.
     ///
     /// # Safety
-    /// As [`Vector::splat`]; `x` and `sums` are valid for one block of `R` rows, `w` for `P` panels.
+    /// As [`Vector::splat`]; `x` is valid for one block of `R` rows, and so are the tile's sums and starts
+    /// from `at` on; `w` is for `P` panels.
     unsafe fn dot<const R: usize, const P: usize>(
         t: &QuantTile,
         x: *const i8,
-        sums: *const BlockSum,
+        at: usize,
         w: *const u8,
     ) -> [[Self::V; P]; R];
 }
@@ -222,6 +231,7 @@ unsafe fn rows_of(t: &QuantTile, first: usize, rows: usize) -> QuantTile {
             x: t.x.add(first * QUANT_BLOCK),
             scales: t.scales.add(first),
             sums: t.sums.add(first),
+            starts: t.starts.wrapping_add(first),
             acc: t.acc.add(first * t.panels * LANES),
             ..*t
         }
@@ -270,10 +280,10 @@ impl<B: Block> Format for B {
             let mut acc = load_sums::<B::V, R, P>(t);
             for b in 0..t.blocks {
                 let (w, at) = (t.w.add(b * B::BYTES), b * t.group);
-                if R > 1 && t.ahead > 0 {
-                    ask_ahead::<P>(t, w, B::BYTES);
+                if R > 1 {
+                    ask_ahead::<P>(t, b);
                 }
-                let dots = B::dot::<R, P>(t, t.x.add(at * QUANT_BLOCK), t.sums.add(at), w);
+                let dots = B::dot::<R, P>(t, t.x.add(at * QUANT_BLOCK), at, w);
                 for p in 0..P {
                     let w_scale = B::V::load_f16(w.add(p * t.w_stride));
                     for r in 0..R {
@@ -287,12 +297,12 @@ impl<B: Block> Format for B {
     }
 }
 
-/// Asks for the lines of a later block of each panel.
+/// Asks for what [`QuantTile`] says of block `b`.
 #[inline(always)]
-pub(super) fn ask_ahead<const P: usize>(t: &QuantTile, w: *const u8, bytes: usize) {
+pub(super) fn ask_ahead<const P: usize>(t: &QuantTile, b: usize) {
     for p in 0..P {
-        for line in (0..bytes).step_by(CACHE_LINE) {
-            prefetch(w.wrapping_add(p * t.w_stride + t.ahead + line));
+        for line in 0..t.lines {
+            prefetch(t.ask.wrapping_add(p * t.w_stride + b * t.ask_step + line * CACHE_LINE));
         }
     }
 }
@@ -308,9 +318,11 @@ pub(super) unsafe fn load_sums<V: Vector, const R: usize, const P: usize>(
     // SAFETY: `R` rows of `P` panels of 16 sums.
     unsafe {
         let mut acc = [[V::splat(0.0); P]; R];
-        for r in 0..R {
-            for p in 0..P {
-                acc[r][p] = V::load(t.acc.add((r * P + p) * LANES));
+        if !t.fresh {
+            for r in 0..R {
+                for p in 0..P {
+                    acc[r][p] = V::load(t.acc.add((r * P + p) * LANES));
+                }
             }
         }
         acc
@@ -359,7 +371,7 @@ unsafe fn tile<const BYTES: usize>(t: &QuantTile, dot: Dot) {
         for p in 0..t.panels {
             // SAFETY: rows, panels and blocks stay below the numbers the caller vouches for.
             unsafe {
-                let acc = &mut *t.acc.add((r * t.panels + p) * LANES).cast::<[f32; LANES]>();
+                let acc = &mut *sums_of(t, r, p);
                 for b in 0..t.blocks {
                     let at = b * t.group + r;
                     let x = &*t.x.add(at * QUANT_BLOCK).cast::<[i8; QUANT_BLOCK]>();
@@ -373,6 +385,22 @@ unsafe fn tile<const BYTES: usize>(t: &QuantTile, dot: Dot) {
                 }
             }
         }
+    }
+}
+
+/// The sums of row `r` and panel `p`, begun.
+///
+/// # Safety
+/// `acc` as [`QuantTile`] says; row and panel exist.
+#[inline(always)]
+pub(super) unsafe fn sums_of(t: &QuantTile, r: usize, p: usize) -> *mut [f32; LANES] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let acc = t.acc.add((r * t.panels + p) * LANES).cast::<[f32; LANES]>();
+        if t.fresh {
+            acc.write([0.0; LANES]);
+        }
+        acc
     }
 }
 

@@ -8,7 +8,7 @@ use std::slice::from_raw_parts_mut;
 use super::linear::Epilogue;
 use super::math::activate;
 use super::table::Norm;
-use super::vector::{LANES, Vector};
+use super::vector::{LANES, Lanes, Two, Vector};
 
 /// Copies up to sixteen values into a group whose other lanes are `fill`.
 #[inline(always)]
@@ -141,7 +141,7 @@ pub(crate) struct Sums<'a> {
     pub acc: &'a [f32],
     /// Rows.
     pub rows: usize,
-    /// Panels that lie side by side in `acc`.
+    /// Panels that lie side by side in `acc`: 1, 2 or 4.
     pub together: usize,
     /// One for each column, filled up to whole panels.
     pub bias: &'a [[f32; LANES]],
@@ -163,35 +163,64 @@ pub(crate) struct Sums<'a> {
 /// their descriptions say.
 #[inline(always)]
 pub(super) unsafe fn finish<V: Vector>(sums: &Sums<'_>) {
-    let panels = sums.columns.div_ceil(LANES);
+    let (whole, last) = (sums.columns / LANES, sums.columns % LANES);
     for r in 0..sums.rows {
-        for p in 0..panels {
-            let first = p - p % sums.together;
-            let together = sums.together.min(panels - first);
-            // SAFETY: the caller's promise: row and panel are of `acc`, and the columns of `out`.
-            unsafe {
-                let at = first * sums.rows + r * together + p - first;
-                let mut y = V::load(sums.acc.as_ptr().add(at * LANES));
-                y = y.add(V::load(sums.bias.get_unchecked(p).as_ptr()));
-                if let Some(activation) = sums.epilogue.activation {
-                    y = activate(y, activation);
-                }
-                let to = sums.out.add(r * sums.stride + p * LANES);
-                if sums.columns - p * LANES >= LANES {
-                    if sums.epilogue.add {
-                        y = V::load(to).add(y);
-                    }
-                    y.store(to);
-                } else {
-                    let out = from_raw_parts_mut(to, sums.columns - p * LANES);
-                    if sums.epilogue.add {
-                        y = V::load(group(out, 0.0).as_ptr()).add(y);
-                    }
-                    copy(out, &y.to_array());
-                }
+        // SAFETY: the caller's promise: row and panels are of `acc`, and the columns of `out`.
+        unsafe {
+            let to = sums.out.add(r * sums.stride);
+            for p in (0..whole - whole % 2).step_by(2) {
+                let (first, second) = (to.add(p * LANES), to.add((p + 1) * LANES));
+                let y = activated(sums, Two(sum::<V>(sums, r, p), sum(sums, r, p + 1)));
+                added(sums, y.0, first).store(first);
+                added(sums, y.1, second).store(second);
+            }
+            if !whole.is_multiple_of(2) {
+                let to = to.add((whole - 1) * LANES);
+                added(sums, activated(sums, sum::<V>(sums, r, whole - 1)), to).store(to);
+            }
+            if last > 0 {
+                let out = from_raw_parts_mut(to.add(whole * LANES), last);
+                let y = activated(sums, sum::<V>(sums, r, whole));
+                let y = added(sums, y, group(out, 0.0).as_ptr());
+                copy(out, &y.to_array());
             }
         }
     }
+}
+
+/// The sums of row `r` and panel `p`, with their bias.
+///
+/// # Safety
+/// As [`finish`]; row and panel exist.
+#[inline(always)]
+unsafe fn sum<V: Vector>(sums: &Sums<'_>, r: usize, p: usize) -> V {
+    // A tile takes one, two or four panels: none divides by zero, and shifts do for a division.
+    let first = p & !(sums.together - 1);
+    let together = sums.together.min(sums.columns.div_ceil(LANES) - first);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let at = first * sums.rows + r * together + p - first;
+        let bias = V::load(sums.bias.get_unchecked(p).as_ptr());
+        V::load(sums.acc.as_ptr().add(at * LANES)).add(bias)
+    }
+}
+
+#[inline(always)]
+fn activated<L: Lanes>(sums: &Sums<'_>, y: L) -> L {
+    match sums.epilogue.activation {
+        Some(activation) => activate(y, activation),
+        None => y,
+    }
+}
+
+/// `y`, added to what is there if that is wanted.
+///
+/// # Safety
+/// As [`Vector::load`].
+#[inline(always)]
+unsafe fn added<V: Vector>(sums: &Sums<'_>, y: V, there: *const f32) -> V {
+    // SAFETY: the caller's promise.
+    if sums.epilogue.add { unsafe { V::load(there).add(y) } } else { y }
 }
 
 #[inline(always)]

@@ -41,6 +41,8 @@ pub(super) struct Table {
     pub tile_q4_0: unsafe fn(&QuantTile),
     pub tile_q4_k: unsafe fn(&QuantTile),
     pub tile_q6_k: unsafe fn(&QuantTile),
+    /// What the tiles add to a format's integers, and expect taken off where sums begin.
+    pub offset: fn(Layout) -> i32,
     /// Better than these tiles for more rows than they take, where there is one.
     pub unpacking: fn(Layout) -> Option<&'static Unpacking>,
     pub widen_f16: unsafe fn(*const u8, *mut f32, usize),
@@ -132,6 +134,7 @@ table!(portable_table, Portable, [], {
     tile_q4_k: k_quant::tile_q4_k,
     tile_q6_k: k_quant::tile_q6_k,
     round_bf16: None,
+    offset: |_| 0,
     unpacking: |_| None,
     quantize_row: quant::quantize_row,
 });
@@ -147,6 +150,7 @@ table!(avx2_table, super::super::avx2::Avx2, [#[target_feature(enable = "avx2,fm
     tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
     tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
     round_bf16: None,
+    offset: |_| 0,
     unpacking: super::super::avx2_unpacked::unpacking,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
@@ -164,6 +168,7 @@ table!(avx512_table, super::super::avx512::Avx512, [
     tile_q4_k: super::super::avx2_k_quant::tile_q4_k,
     tile_q6_k: super::super::avx2_k_quant::tile_q6_k,
     round_bf16: None,
+    offset: |_| 0,
     unpacking: super::super::avx2_unpacked::unpacking,
     quantize_row: super::super::avx2_quant::quantize_row,
 });
@@ -176,6 +181,7 @@ static AVX512_VNNI: Table = Table {
     quant_rows: 8,
     tile_q8_0: super::avx512_quant::tile_q8_0,
     tile_q4_0: super::avx512_quant::tile_q4_0,
+    offset: super::avx512_quant::offset,
     unpacking: |layout| match layout {
         Layout::Q8_0 | Layout::Q4_0 => None,
         other => super::avx2_unpacked::unpacking(other),
@@ -211,13 +217,8 @@ fn has_avx512() -> bool {
 
 /// Every table of this build, best last.
 #[cfg(target_arch = "x86_64")]
-static TABLES: [&Table; 5] = [
-    &portable_table::TABLE,
-    &avx2_table::TABLE,
-    &avx512_table::TABLE,
-    &AVX512_VNNI,
-    &AVX512_BF16,
-];
+static TABLES: [&Table; 5] =
+    [&portable_table::TABLE, &avx2_table::TABLE, &avx512_table::TABLE, &AVX512_VNNI, &AVX512_BF16];
 /// Every table of this build, best last.
 #[cfg(not(target_arch = "x86_64"))]
 static TABLES: [&Table; 1] = [&portable_table::TABLE];
@@ -312,7 +313,8 @@ impl Kernels {
 }
 
 fn not_allowed(value: String) -> Error {
-    let allowed = "portable, or what the CPU has of avx2, avx512, avx512vnni and avx512bf16, or unset";
+    let allowed =
+        "portable, or what the CPU has of avx2, avx512, avx512vnni and avx512bf16, or unset";
     Error::option("DOLLY_FORCE_ISA", value, allowed)
 }
 

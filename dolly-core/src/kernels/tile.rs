@@ -37,6 +37,8 @@ pub(super) struct Tile {
     /// Cache lines of a panel that are asked for in a round, at most four. Asking for what is there
     /// would cost a twentieth.
     pub lines: usize,
+    /// Whether sums begin at zero, whatever `acc` holds.
+    pub fresh: bool,
     /// `(rows, panels, 16)`, read and written.
     pub acc: *mut f32,
     /// Floats from one row of `acc` to the next.
@@ -158,7 +160,7 @@ unsafe fn singly<V: Vector, W: Weight<V>>(t: &Tile) {
         // SAFETY: row `r` and panel `p` of the tile the caller vouches for.
         unsafe {
             let acc = t.acc.add(r * t.acc_stride + p * LANES);
-            let mut sum = V::load(acc);
+            let mut sum = if t.fresh { V::splat(0.0) } else { V::load(acc) };
             for k in 0..t.k {
                 let w = W::load(t.w.add(p * t.w_stride), k);
                 sum = W::multiply(t.x.add(k * t.rows + r), w, sum);
@@ -175,9 +177,11 @@ unsafe fn fixed<V: Vector, W: Weight<V>, const R: usize, const P: usize>(t: &Til
     // SAFETY: every offset stays within the rows, panels and steps that the caller vouches for.
     unsafe {
         let mut acc = [[V::splat(0.0); P]; R];
-        for r in 0..R {
-            for p in 0..P {
-                acc[r][p] = V::load(t.acc.add(r * t.acc_stride + p * LANES));
+        if !t.fresh {
+            for r in 0..R {
+                for p in 0..P {
+                    acc[r][p] = V::load(t.acc.add(r * t.acc_stride + p * LANES));
+                }
             }
         }
         let whole = t.k - t.k % ROUND;

@@ -8,6 +8,96 @@
 /// Lanes of a [`Vector`], columns of a weight panel, and the padding of a cached head.
 pub(crate) const LANES: usize = 16;
 
+/// Arithmetic on f32 lanes, sixteen or a few times as many.
+///
+/// A value of an implementing type exists only where its instructions do, so operations are safe.
+pub(crate) trait Lanes: Copy {
+    /// All lanes `x`; the receiver proves the instructions.
+    fn like(self, x: f32) -> Self;
+    /// `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// `self - other`.
+    fn sub(self, other: Self) -> Self;
+    /// `self * other`.
+    fn mul(self, other: Self) -> Self;
+    /// `self / other`.
+    fn div(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once where the instruction set can.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// `self > other ? self : other`: `other` where unordered.
+    fn max(self, other: Self) -> Self;
+    /// `self < other ? self : other`: `other` where unordered.
+    fn min(self, other: Self) -> Self;
+    /// `|self|`.
+    fn abs(self) -> Self;
+    /// `self < limit ? yes : no`: `no` where unordered.
+    fn select_below(self, limit: Self, yes: Self, no: Self) -> Self;
+    /// `2^self` for integral lanes in [-126, 127]; anything, but defined, otherwise.
+    fn exp2_integral(self) -> Self;
+}
+
+/// Two times as many lanes: chains of dependent operations that the CPU starts side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Two<V>(pub V, pub V);
+
+impl<V: Lanes> Lanes for Two<V> {
+    #[inline(always)]
+    fn like(self, x: f32) -> Self {
+        let x = self.0.like(x);
+        Self(x, x)
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(self.0.add(other.0), self.1.add(other.1))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.sub(other.0), self.1.sub(other.1))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(self.0.mul(other.0), self.1.mul(other.1))
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(self.0.div(other.0), self.1.div(other.1))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(self.0.mul_add(factor.0, addend.0), self.1.mul_add(factor.1, addend.1))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0), self.1.max(other.1))
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0), self.1.min(other.1))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0.abs(), self.1.abs())
+    }
+
+    #[inline(always)]
+    fn select_below(self, limit: Self, yes: Self, no: Self) -> Self {
+        Self(self.0.select_below(limit.0, yes.0, no.0), self.1.select_below(limit.1, yes.1, no.1))
+    }
+
+    #[inline(always)]
+    fn exp2_integral(self) -> Self {
+        Self(self.0.exp2_integral(), self.1.exp2_integral())
+    }
+}
+
 /// Sixteen f32 lanes.
 ///
 /// A value of an implementing type exists only where its instructions do: the constructors
@@ -16,7 +106,7 @@ pub(crate) const LANES: usize = 16;
 /// `#[inline(always)]`, which is what compiles them with the features of the kernel they land in.
 ///
 /// Sums of lanes add the upper half to the lower, halving 16 → 8 → 4 → 2 → 1.
-pub(crate) trait Vector: Copy {
+pub(crate) trait Vector: Lanes {
     /// Weight panels, 1 or 2, that a tile of many rows takes side by side: what the registers hold.
     const PANELS: usize = 1;
 
@@ -73,28 +163,6 @@ pub(crate) trait Vector: Copy {
         }
     }
 
-    /// All lanes `x`; the receiver proves the instructions.
-    fn like(self, x: f32) -> Self;
-    /// `self + other`.
-    fn add(self, other: Self) -> Self;
-    /// `self - other`.
-    fn sub(self, other: Self) -> Self;
-    /// `self * other`.
-    fn mul(self, other: Self) -> Self;
-    /// `self / other`.
-    fn div(self, other: Self) -> Self;
-    /// `self * factor + addend`, rounded once where the instruction set can.
-    fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// `self > other ? self : other`: `other` where unordered.
-    fn max(self, other: Self) -> Self;
-    /// `self < other ? self : other`: `other` where unordered.
-    fn min(self, other: Self) -> Self;
-    /// `|self|`.
-    fn abs(self) -> Self;
-    /// `self < limit ? yes : no`: `no` where unordered.
-    fn select_below(self, limit: Self, yes: Self, no: Self) -> Self;
-    /// `2^self` for integral lanes in [-126, 127]; anything, but defined, otherwise.
-    fn exp2_integral(self) -> Self;
     /// Sum of the lanes.
     fn sum(self) -> f32;
 

@@ -105,9 +105,6 @@ impl Stream<'_, '_> {
     fn score(&self, rows: usize, start: usize, count: usize, scratch: &mut Scratch<'_>) {
         let shape = self.head.shape;
         let panels = count.div_ceil(LANES);
-        for row in scratch.scores.chunks_exact_mut(BLOCK).take(rows) {
-            row[..panels * LANES].fill(0.0);
-        }
         let panel_bytes = shape.dim * LANES * shape.element();
         let together = float_panels(self.kernels, rows);
         for panel in (0..panels).step_by(together) {
@@ -123,6 +120,7 @@ impl Stream<'_, '_> {
                 w_stride: panel_bytes,
                 ask: keys.as_ptr().wrapping_add(AHEAD),
                 lines: ROUND * LANES * shape.element() / CACHE_LINE,
+                fresh: true,
                 acc: scratch.scores[panel * LANES..].as_mut_ptr(),
                 acc_stride: BLOCK,
             });
@@ -185,6 +183,7 @@ impl Stream<'_, '_> {
                 w_stride: shape.tokens * step,
                 ask: values.wrapping_add(AHEAD),
                 lines: ROUND * step / CACHE_LINE,
+                fresh: false,
                 acc: scratch.out[first * width + group * LANES..].as_mut_ptr(),
                 acc_stride: width,
             });

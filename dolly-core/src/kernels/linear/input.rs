@@ -27,13 +27,15 @@ pub(crate) struct InputScratch {
     pub(super) words: Vec<i16>,
     pub(super) scales: Vec<f32>,
     pub(super) sums: Vec<BlockSum>,
+    /// What sums of products begin with, where tiles want it.
+    pub(super) starts: Vec<i32>,
 }
 
 impl InputScratch {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         let floats = self.floats.capacity() + self.pairs.capacity() + self.scales.capacity();
-        let words = floats + self.sums.capacity();
+        let words = floats + self.sums.capacity() + self.starts.capacity();
         (self.integers.capacity() + 2 * self.words.capacity() + 4 * words) as u64
     }
 }
@@ -130,8 +132,8 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Rounds every block of 32 to integers, bytes or `words`.
-    pub(super) fn quantize(&self, out: &mut InputScratch, words: bool) -> Result<()> {
+    /// Rounds every block of 32 to integers, bytes or `words`, for tiles that add `offset` to weights.
+    pub(super) fn quantize(&self, out: &mut InputScratch, words: bool, offset: i32) -> Result<()> {
         let blocks = self.inputs.div_ceil(QUANT_BLOCK);
         let all = self.groups.rows.saturating_mul(blocks);
         resize(&mut out.integers, all.saturating_mul(QUANT_BLOCK), "integer activations")?;
@@ -139,9 +141,12 @@ impl Input<'_> {
         resize(&mut out.words, count, "integer activations")?;
         resize(&mut out.scales, all, "integer activations")?;
         resize(&mut out.sums, all, "integer activations")?;
+        let starts = if offset == 0 { 0 } else { all };
+        resize(&mut out.starts, starts, "integer activations")?;
         let (integers, words) =
             (Shared::new(&mut out.integers), words.then(|| Shared::new(&mut out.words)));
         let (scales, sums) = (Shared::new(&mut out.scales), Shared::new(&mut out.sums));
+        let starts = (offset != 0).then(|| Shared::new(&mut out.starts));
         self.pool.run(self.groups.count, self.x.len() >= PARALLEL_FROM, |_, range| {
             for group in range {
                 let (first, rows) = self.rows(group);
@@ -167,6 +172,11 @@ impl Input<'_> {
                         &mut sums[r..],
                         count,
                     );
+                }
+                if let Some(starts) = &starts {
+                    // SAFETY: as many starts as sums, in the same places.
+                    let starts = unsafe { from_raw_parts_mut(starts.get().add(at), sums.len()) };
+                    starts.iter_mut().zip(&*sums).for_each(|(to, sum)| *to = -offset * sum.total());
                 }
                 if let Some(words) = &words {
                     // SAFETY: as many words as integers, in the same places.

@@ -16,28 +16,41 @@ use crate::kernels::vector::{CACHE_LINE, LANES};
 /// Bytes of f32 weights, of all panels of a tile, that serve the tiles of a chunk together; of integers
 /// half as many.
 const SLICE: usize = 16 << 10;
-/// Groups of rows that share asking for weights, at most.
-const FEW: usize = 4;
-/// Bytes of weights that are asked for ahead of their use, at least.
+/// Bytes of weights that a lone group of rows asks for ahead of their use, at least.
 const AHEAD: usize = 2048;
 
-/// How far ahead the first tile of a slice of integers asks for weights, and the others, which find
-/// them.
-fn ahead(slice: Option<usize>, first: bool) -> usize {
-    match (slice, first) {
-        (None, _) => AHEAD,
-        (Some(slice), true) => slice.max(AHEAD),
-        (Some(_), false) => 0,
+/// What the tiles of a slice ask for while they compute: the next slice, in shares. Memory works all the
+/// time that they compute, and no tile asks for more at once than the CPU keeps in flight.
+struct Asking {
+    /// First line of the share.
+    ask: *const u8,
+    /// Lines of one turn of the tile's loop.
+    lines: usize,
+}
+
+impl Asking {
+    /// The share of group `index` of `groups`: of `bytes` at `next`, in `turns` turns.
+    fn share(next: *const u8, bytes: usize, turns: usize, index: usize, groups: usize) -> Self {
+        let all = bytes.div_ceil(CACHE_LINE);
+        let lines = all.div_ceil((groups * turns).max(1));
+        let first = index * turns * lines;
+        let ask = next.wrapping_add(first * CACHE_LINE);
+        Self { ask, lines: if first < all { lines } else { 0 } }
     }
 }
 
-/// Which lines of the next slice the tile of group `index` of `groups` asks for, of those that a round
-/// of the loop passes. A few groups share them: memory works all the time that they compute, and no tile
-/// asks for more at once than the CPU keeps in flight. Many hide what the first one waits.
-fn share(index: usize, groups: usize, lines: usize) -> Range<usize> {
-    let sharers = if groups <= FEW { groups.min(lines).max(1) } else { 1 };
-    let end = |index: usize| index.min(sharers) * lines / sharers;
-    end(index)..end(index + 1)
+/// The places of a unit in the order they are computed, by steps along K and among panels, each with the
+/// one that follows it; the first of the next unit's panels, as if it were this one's, at the end.
+fn places(
+    length: usize,
+    step: usize,
+    count: usize,
+    together: usize,
+) -> impl Iterator<Item = ((usize, usize), (usize, usize))> {
+    let along = (0..length).step_by(step.max(1));
+    let order = along.flat_map(move |k| (0..count).step_by(together).map(move |p| (k, p)));
+    let next = order.clone().skip(1).chain(std::iter::once((0, count)));
+    order.zip(next)
 }
 
 /// An unpacked slice, on the boundary of a cache line: vectors do not cross two.
@@ -78,22 +91,26 @@ struct Chunk {
 
 impl Call<'_> {
     /// The rows of some groups, at most `ROW_CHUNK`, of `count` panels from panel `first` on.
-    pub(super) fn chunk(&self, first: usize, count: usize, groups: Range<usize>, acc: &mut Room) {
+    pub(super) fn chunk(&self, first: usize, count: usize, groups: Range<usize>, room: &mut Room) {
         let (last, size) = self.groups.get(groups.end - 1);
         let row = self.groups.get(groups.start).0;
         let chunk = Chunk { groups, first: row, rows: last + size - row };
-        let used = &mut acc[..chunk.rows * count * LANES];
-        used.fill(MaybeUninit::new(0.0));
-        // SAFETY: filled in the line above.
-        let used = unsafe { used.assume_init_mut() };
-        if let Some(unpacking) = self.unpacking {
-            self.unpacked_rows(unpacking, first, count, &chunk, used);
-        } else if self.matrix.layout.quantized() {
-            self.integer_rows(first, count, &chunk, used);
-        } else {
-            self.float_rows(first, count, &chunk, used);
+        let acc = &mut room[..chunk.rows * count * LANES];
+        if self.matrix.inputs == 0 {
+            // No tile begins these sums.
+            acc.fill(MaybeUninit::new(0.0));
         }
-        self.finish(first, count, &chunk, used);
+        let to = acc.as_mut_ptr().cast();
+        if let Some(unpacking) = self.unpacking {
+            self.unpacked_rows(unpacking, first, count, &chunk, to);
+        } else if self.matrix.layout.quantized() {
+            self.integer_rows(first, count, &chunk, to);
+        } else {
+            self.float_rows(first, count, &chunk, to);
+        }
+        // SAFETY: the first slice of every panel and group wrote its sums, or the fill above did.
+        let acc = unsafe { acc.assume_init_ref() };
+        self.finish(first, count, &chunk, acc);
     }
 
     /// Bytes of weights that serve all tiles of a chunk before the next are read, if not all at once.
@@ -115,32 +132,33 @@ impl Call<'_> {
         }
     }
 
-    fn float_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
+    fn float_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: *mut f32) {
         let ((inputs, step_bytes), together) = (self.elements(), self.together);
         let (widen, kernel) = self.float_tile(chunk);
         let mut wide = MaybeUninit::<[f32; SLICE / 4]>::uninit();
-        let slice = Self::slice(chunk.groups.len());
-        let steps = slice.map_or(inputs.max(1), |bytes| bytes / (4 * LANES * together));
+        let (groups, slice) = (chunk.groups.len(), Self::slice(chunk.groups.len()));
+        let most = slice.map_or(inputs.max(1), |bytes| bytes / (4 * LANES * together));
         let panel_bytes = self.matrix.panel_bytes();
         let panel = self.matrix.panels.bytes()[first * panel_bytes..].as_ptr();
-        let slices = (0..inputs).step_by(steps);
-        for (k, p) in slices.flat_map(|k| (0..count).step_by(together).map(move |p| (k, p))) {
-            let (steps, panels) = (steps.min(inputs - k), together.min(count - p));
-            let stored = panel.wrapping_add(p * panel_bytes + k * step_bytes);
-            let next = stored.wrapping_add(slice.map_or(AHEAD, |_| steps * step_bytes));
-            let (mut w, mut w_stride) = (stored, panel_bytes);
+        let stored = |k: usize, p: usize| panel.wrapping_add(p * panel_bytes + k * step_bytes);
+        for ((k, p), (next_k, next_p)) in places(inputs, most, count, together) {
+            let (steps, panels) = (most.min(inputs - k), together.min(count - p));
+            let here = stored(k, p);
+            let next = slice.map_or(here.wrapping_add(AHEAD), |_| stored(next_k, next_p));
+            let (mut w, mut w_stride) = (here, panel_bytes);
             if let Some(widen) = widen {
                 let to = wide.as_mut_ptr().cast::<f32>();
                 for p in 0..panels {
                     // SAFETY: step `k + steps` is within the panel; `wide` holds the slices of a tile's
                     // panels.
-                    unsafe { widen(stored.add(p * panel_bytes), to.add(p * steps * LANES), steps) };
+                    unsafe { widen(here.add(p * panel_bytes), to.add(p * steps * LANES), steps) };
                 }
                 (w, w_stride) = (to.cast_const().cast(), 4 * LANES * steps);
             }
             for (index, group) in chunk.groups.clone().enumerate() {
                 let (row, rows) = self.groups.get(group);
-                let asked = share(index, chunk.groups.len(), ROUND * step_bytes / CACHE_LINE);
+                let turns = steps.div_ceil(ROUND);
+                let asking = Asking::share(next, steps * step_bytes, turns, index, groups);
                 let sums = p * chunk.rows + (row - chunk.first) * panels;
                 // SAFETY: `w` has `steps` steps of the panels; rows and panels of each tile exist
                 // (`linear` checked the lengths), `acc` holds count * rows * 16.
@@ -152,9 +170,10 @@ impl Call<'_> {
                         x: self.floats.as_ptr().add(row * inputs + k * rows),
                         w,
                         w_stride,
-                        ask: next.wrapping_add(asked.start * steps.div_ceil(ROUND) * CACHE_LINE),
-                        lines: asked.len(),
-                        acc: acc.as_mut_ptr().add(sums * LANES),
+                        ask: asking.ask,
+                        lines: asking.lines,
+                        fresh: k == 0,
+                        acc: acc.add(sums * LANES),
                         acc_stride: panels * LANES,
                     });
                 }
@@ -176,7 +195,7 @@ impl Call<'_> {
         }
     }
 
-    fn integer_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: &mut [f32]) {
+    fn integer_rows(&self, first: usize, count: usize, chunk: &Chunk, acc: *mut f32) {
         let (table, layout) = (self.kernels.table(), self.matrix.layout);
         let blocks = self.matrix.inputs.div_ceil(QUANT_BLOCK);
         let kernel = match layout {
@@ -187,37 +206,45 @@ impl Call<'_> {
         };
         // Slices are whole steps.
         let step_blocks = layout.step_columns() / QUANT_BLOCK;
-        let slice = Self::slice(chunk.groups.len());
+        let (groups, slice) = (chunk.groups.len(), Self::slice(chunk.groups.len()));
         let most = slice.map_or(blocks.max(1), |bytes| {
-            let whole = bytes / (layout.step_bytes() * self.together);
+            let whole = bytes / 2 / (layout.step_bytes() * self.together);
             whole.max(1) * step_blocks
         });
-        let panel = self.matrix.panels.bytes()[first * self.matrix.panel_bytes()..].as_ptr();
-        let together = self.together;
-        let slices = (0..blocks).step_by(most);
-        for (b, p) in slices.flat_map(|b| (0..count).step_by(together).map(move |p| (b, p))) {
-            let panels = together.min(count - p);
-            let w = p * self.matrix.panel_bytes() + b / step_blocks * layout.step_bytes();
-            for group in chunk.groups.clone() {
+        let block_bytes = layout.step_bytes() / step_blocks;
+        let (panel_bytes, together) = (self.matrix.panel_bytes(), self.together);
+        let panel = self.matrix.panels.bytes()[first * panel_bytes..].as_ptr();
+        let stored = |b: usize, p: usize| panel.wrapping_add(p * panel_bytes + b * block_bytes);
+        for ((b, p), (next_b, next_p)) in places(blocks, most, count, together) {
+            let (here, panels) = (stored(b, p), together.min(count - p));
+            let blocks_here = most.min(blocks - b);
+            let next = slice.map_or(here.wrapping_add(AHEAD), |_| stored(next_b, next_p));
+            for (index, group) in chunk.groups.clone().enumerate() {
                 let (row, rows) = self.groups.get(group);
                 let at = row * blocks + b * rows;
                 let sums = p * chunk.rows + (row - chunk.first) * panels;
-                // SAFETY: block `b + slice` is within panel and row; `quantize` filled all rows;
+                let bytes = blocks_here * block_bytes;
+                let asking = Asking::share(next, bytes, blocks_here, index, groups);
+                // SAFETY: block `b + blocks_here` is within panel and row; `quantize` filled all rows;
                 // `acc` holds count * rows * 16.
                 unsafe {
                     kernel(&QuantTile {
                         rows,
                         panels,
-                        blocks: most.min(blocks - b),
+                        blocks: blocks_here,
                         quads: std::hint::black_box(QUADS),
                         x: self.integers.integers.as_ptr().add(at * QUANT_BLOCK),
                         scales: self.integers.scales.as_ptr().add(at),
                         sums: self.integers.sums.as_ptr().add(at),
+                        starts: self.integers.starts.as_ptr().wrapping_add(at),
                         group: rows,
-                        w: panel.add(w),
-                        w_stride: self.matrix.panel_bytes(),
-                        ahead: ahead(slice, group == chunk.groups.start),
-                        acc: acc.as_mut_ptr().add(sums * LANES),
+                        w: here,
+                        w_stride: panel_bytes,
+                        ask: asking.ask,
+                        lines: asking.lines,
+                        ask_step: if groups == 1 { block_bytes } else { asking.lines * CACHE_LINE },
+                        fresh: b == 0,
+                        acc: acc.add(sums * LANES),
                     });
                 }
             }
@@ -231,7 +258,7 @@ impl Call<'_> {
         first: usize,
         count: usize,
         chunk: &Chunk,
-        acc: &mut [f32],
+        acc: *mut f32,
     ) {
         let layout = self.matrix.layout;
         let blocks = self.matrix.inputs.div_ceil(QUANT_BLOCK);
@@ -240,25 +267,24 @@ impl Call<'_> {
         let most = SLICE / (unpacking.block * step_blocks) * step_blocks;
         let panel_bytes = self.matrix.panel_bytes();
         let panel = self.matrix.panels.bytes()[first * panel_bytes..].as_ptr();
+        let block_bytes = layout.step_bytes() / step_blocks;
+        let stored = |b: usize, p: usize| panel.wrapping_add(p * panel_bytes + b * block_bytes);
         let mut wide = MaybeUninit::<Lines>::uninit();
-        let slices = (0..blocks).step_by(most);
-        for (b, p) in slices.flat_map(|b| (0..count).map(move |p| (b, p))) {
+        for ((b, p), (next_b, next_p)) in places(blocks, most, count, 1) {
             let slice = most.min(blocks - b);
-            let stored =
-                panel.wrapping_add(p * panel_bytes + b / step_blocks * layout.step_bytes());
-            let next = stored.wrapping_add(slice / step_blocks * layout.step_bytes());
             let w = wide.as_mut_ptr().cast::<u8>();
-            // SAFETY: the panel has `slice` blocks from `stored` on, whole steps, and `wide` has room
-            // for them unpacked.
-            unsafe { (unpacking.unpack)(stored, w, slice) };
-            for group in chunk.groups.clone() {
+            // SAFETY: the panel has `slice` blocks from `b` on, whole steps, and `wide` has room for
+            // them unpacked.
+            unsafe { (unpacking.unpack)(stored(b, p), w, slice) };
+            for (index, group) in chunk.groups.clone().enumerate() {
                 let (row, rows) = self.groups.get(group);
                 let at = row * blocks + b * rows;
                 let x = match unpacking.words {
                     true => self.integers.words[at * QUANT_BLOCK..].as_ptr().cast(),
                     false => self.integers.integers[at * QUANT_BLOCK..].as_ptr(),
                 };
-                let to_next = next.addr().wrapping_sub(w.addr());
+                let (next, bytes) = (stored(next_b, next_p), slice * block_bytes);
+                let asking = Asking::share(next, bytes, slice, index, chunk.groups.len());
                 let sums = p * chunk.rows + row - chunk.first;
                 // SAFETY: `quantize` filled all rows, in words where they are wanted; `acc` holds
                 // count * rows * 16, and no group has more rows than the tile.
@@ -271,11 +297,15 @@ impl Call<'_> {
                         x,
                         scales: self.integers.scales.as_ptr().add(at),
                         sums: self.integers.sums.as_ptr().add(at),
+                        starts: self.integers.starts.as_ptr().wrapping_add(at),
                         group: rows,
                         w,
                         w_stride: 0,
-                        ahead: if group == chunk.groups.start { to_next } else { 0 },
-                        acc: acc.as_mut_ptr().add(sums * LANES),
+                        ask: asking.ask,
+                        lines: asking.lines,
+                        ask_step: asking.lines * CACHE_LINE,
+                        fresh: b == 0,
+                        acc: acc.add(sums * LANES),
                     });
                 }
             }
