@@ -240,6 +240,10 @@ impl Backend for CpuBackend {
         attention::cache_bytes(layers, heads, config.head_dim(), tokens, self.cache)
     }
 
+    fn owns_caches(&self) -> bool {
+        true
+    }
+
     fn copy_cache(
         &self,
         from: &Cache,

@@ -122,6 +122,11 @@ pub trait Backend: Send + Sync + 'static {
     fn new_cache(&self, config: &Config, tokens: usize) -> Result<Self::Cache>;
     /// Bytes of [`new_cache`](Self::new_cache).
     fn cache_bytes(&self, config: &Config, tokens: usize) -> u64;
+    /// Whether a cache's memory is its own and no more than [`cache_bytes`](Self::cache_bytes) says,
+    /// however many sequences it ran beside: it may be kept as it is.
+    fn owns_caches(&self) -> bool {
+        false
+    }
     /// Copies keys and values of `tokens` tokens, all layers, from token `at` of `from` to token
     /// `start` of `to`. Both are caches of one configuration; `to` has `start` tokens or more.
     fn copy_cache(

@@ -17,8 +17,6 @@ pub(super) struct Live<B: Backend> {
     pub cached: usize,
     /// Tokens, from the first on, that are run for their cache rows alone.
     pub rows_alone: usize,
-    /// Whether these rows were offered for keeping.
-    pub kept: bool,
     /// Set when the sequence is over.
     pub ended: Option<Ending>,
 }
@@ -35,7 +33,7 @@ pub(super) enum Ending {
 impl<B: Backend> Live<B> {
     pub fn new(request: Request, cache: B::Cache, cache_bytes: u64) -> Self {
         let rows_alone = request.work.rows_alone(request.ids.len());
-        Self { request, cache, cache_bytes, cached: 0, rows_alone, kept: false, ended: None }
+        Self { request, cache, cache_bytes, cached: 0, rows_alone, ended: None }
     }
 
     /// Whether all of the request's own tokens are in the cache.

@@ -32,7 +32,7 @@ struct Entry<B: Backend> {
     start: usize,
     /// Of the whole prefix.
     ids: Vec<u32>,
-    /// Rows `start..ids.len()`.
+    /// Rows `start..ids.len()`, and maybe some that are nobody's.
     rows: B::Cache,
     bytes: u64,
     /// The clock at its last use.
@@ -95,18 +95,25 @@ impl<B: Backend> Prefixes<B> {
         Ok(known)
     }
 
-    /// Keeps as many of the first rows of `cache`, those of `ids`, as `room` bytes and the budget
-    /// allow; others go for them, least recently used first.
+    /// Keeps as many of the first rows of a cache, those of `ids`, as `room` bytes and the budget
+    /// allow; others go for them, least recently used first. The cache, of `held` bytes, is kept itself
+    /// where little of it is something else.
     ///
     /// Where memory cannot be had, nothing is kept: no request needs it.
-    pub fn keep(&mut self, backend: &B, config: &Config, ids: &[u32], cache: &B::Cache, room: u64) {
+    pub fn keep(
+        &mut self,
+        (backend, config): (&B, &Config),
+        ids: &[u32],
+        (cache, held): (B::Cache, u64),
+        room: u64,
+    ) {
         let room = room.min(self.budget);
         self.touch(ids);
         let (mut parent, start) = self.longest(ids).map_or((None, 0), |(at, n)| (Some(at), n));
-        let cost = |rows: usize| {
-            let ids = (start + rows).saturating_mul(size_of::<u32>()) as u64;
-            backend.cache_bytes(config, rows).saturating_add(ids)
+        let with_ids = |rows: usize, bytes: u64| {
+            bytes.saturating_add((start + rows).saturating_mul(size_of::<u32>()) as u64)
         };
+        let cost = |rows: usize| with_ids(rows, backend.cache_bytes(config, rows));
         if start == ids.len() || room < cost(1) {
             return;
         }
@@ -115,7 +122,12 @@ impl<B: Backend> Prefixes<B> {
             parent = self.parent(at);
         }
         let parent = parent.map(|at| self.entries[at].key);
-        let wanted = cost(ids.len() - start);
+        let (copy, whole) = (cost(ids.len() - start), with_ids(ids.len() - start, held));
+        let moves = start == 0
+            && backend.owns_caches()
+            && whole <= room
+            && whole.saturating_sub(copy) <= copy / 4;
+        let wanted = if moves { whole } else { copy };
         let full = |held: &Self| held.bytes.saturating_add(wanted) > room;
         while self.entries.len() >= MOST_ENTRIES || full(self) {
             // What was touched just now is what the new entry stands on.
@@ -128,9 +140,12 @@ impl<B: Backend> Prefixes<B> {
         if rows == 0 || self.entries.len() >= MOST_ENTRIES {
             return;
         }
-        let bytes = cost(rows);
-        let copied = copy_rows(backend, config, &ids[..start + rows], cache, start);
-        match copied {
+        let ids = &ids[..start + rows];
+        let (bytes, kept) = match moves && whole <= free {
+            true => (whole, owned(ids).map(|ids| (ids, cache))),
+            false => (cost(rows), copy_rows(backend, config, ids, &cache, start)),
+        };
+        match kept {
             Ok((ids, rows)) => {
                 let (key, used) = (self.clock, self.clock);
                 self.bytes += bytes;
@@ -189,12 +204,16 @@ fn copy_rows<B: Backend>(
     cache: &B::Cache,
     start: usize,
 ) -> Result<(Vec<u32>, B::Cache)> {
-    let mut owned = try_vec(ids.len(), "ids of a kept prefix")?;
-    owned.extend_from_slice(ids);
-    let rows = ids.len() - start;
+    let (ids, rows) = (owned(ids)?, ids.len() - start);
     let mut kept = backend.new_cache(config, rows)?;
     backend.copy_cache(cache, start, &mut kept, 0, rows)?;
-    Ok((owned, kept))
+    Ok((ids, kept))
+}
+
+fn owned(ids: &[u32]) -> Result<Vec<u32>> {
+    let mut owned = try_vec(ids.len(), "ids of a kept prefix")?;
+    owned.extend_from_slice(ids);
+    Ok(owned)
 }
 
 #[cfg(test)]

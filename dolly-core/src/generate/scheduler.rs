@@ -240,21 +240,7 @@ impl<B: Backend> Scheduler<B> {
         let mut readers = Readers { wanted: &plan.wanted, live: &mut self.live };
         self.model.logits(&plan.wanted_rows, &mut self.work, &mut self.host, &mut readers)?;
         self.live.iter_mut().for_each(Live::settle);
-        self.keep_prompts();
         Ok(())
-    }
-
-    /// Offers the rows of prompts that were just read to requests that begin alike.
-    fn keep_prompts(&mut self) {
-        let (model, room) = (&self.model, self.room());
-        for live in self.live.iter_mut().filter(|live| !live.kept) {
-            if live.cached < live.rows_alone {
-                continue;
-            }
-            live.kept = true;
-            let (backend, config) = (model.backend(), model.config());
-            self.prefixes.keep(backend, config, live.shared_ids(), &live.cache, room);
-        }
     }
 
     /// Removes ended sequences and gives back their memory.
@@ -268,9 +254,16 @@ impl<B: Backend> Scheduler<B> {
             // Order matters to `plan_step`, and batches are small.
             let live = self.live.remove(index);
             self.cache_bytes -= live.cache_bytes;
-            match live.ended {
-                Some(Ending::Interrupted(reason)) => live.request.interrupt(reason),
-                Some(Ending::Failed(error)) => live.request.fail(error),
+            let Live { request, cache, cache_bytes, cached, rows_alone, ended, .. } = live;
+            if cached >= rows_alone && !matches!(ended, Some(Ending::Failed(_))) {
+                // While it ran, requests that begin alike took its rows from it.
+                let on = (self.model.backend(), self.model.config());
+                let shared = request.ids.get(..rows_alone).unwrap_or_default();
+                self.prefixes.keep(on, shared, (cache, cache_bytes), self.room());
+            }
+            match ended {
+                Some(Ending::Interrupted(reason)) => request.interrupt(reason),
+                Some(Ending::Failed(error)) => request.fail(error),
                 Some(Ending::Complete) | None => {}
             }
         }

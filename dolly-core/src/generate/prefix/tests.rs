@@ -16,13 +16,18 @@ impl Store {
         Self { on: cpu(), kept: Prefixes::new(budget) }
     }
 
-    /// Runs a sequence and offers its rows.
+    /// Runs a sequence and offers copies of its rows.
     fn keep(&mut self, ids: &[u32], room: u64) {
+        self.offer(ids, u64::MAX, room);
+    }
+
+    /// Runs a sequence and offers its cache, of so many bytes as it is told.
+    fn offer(&mut self, ids: &[u32], held: u64, room: u64) {
         let mut cache = self.on.cache(TOKENS);
         if !ids.is_empty() {
             self.on.run(&mut cache, 0, ids);
         }
-        self.kept.keep(&self.on.backend, &self.on.config, ids, &cache, room);
+        self.kept.keep((&self.on.backend, &self.on.config), ids, (cache, held), room);
         self.check();
     }
 
@@ -49,8 +54,8 @@ impl Store {
         assert_eq!(entries.iter().map(|entry| entry.bytes).sum::<u64>(), *bytes);
         for (index, entry) in entries.iter().enumerate() {
             let rows = entry.ids.len() - entry.start;
-            assert_eq!(entry.bytes, self.bytes(rows, entry.ids.len()));
-            assert_eq!(entry.rows.tokens(), rows);
+            assert_eq!(entry.bytes, self.bytes(entry.rows.tokens(), entry.ids.len()));
+            assert!(entry.rows.tokens() == rows || entry.start == 0 && rows < entry.rows.tokens());
             assert_eq!(entry.start == 0, entry.parent.is_none());
             if entry.parent.is_some() {
                 let parent = &entries[self.kept.parent(index).unwrap()];
@@ -77,6 +82,21 @@ fn what_was_kept_serves_what_begins_alike() {
     assert_eq!(store.find(&[ids(0, 5), ids(30, 5)].concat()), 5);
     assert_eq!(store.find(&ids(1, 9)), 0);
     assert_eq!(store.find(&[]), 0);
+}
+
+#[test]
+fn a_cache_with_little_else_in_it_is_kept_itself() {
+    for (count, held) in [(36, TOKENS), (20, 20)] {
+        let mut store = Store::new(1 << 20);
+        let bytes = store.on.backend.cache_bytes(&store.on.config, TOKENS);
+        store.offer(&ids(0, count), bytes, u64::MAX);
+        assert_eq!(store.kept.entries[0].rows.tokens(), held);
+        assert_eq!(store.find(&ids(0, 39)), count as usize);
+        // What the next one has in common is not held again.
+        store.offer(&[ids(0, 12), ids(40, 15)].concat(), bytes, u64::MAX);
+        assert_eq!(store.kept.entries[1].rows.tokens(), 15);
+        assert_eq!(store.find(&[ids(0, 12), ids(40, 15)].concat()), 27);
+    }
 }
 
 #[test]

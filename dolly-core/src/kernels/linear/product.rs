@@ -39,6 +39,11 @@ impl Asking {
     }
 }
 
+/// As few parts of `length` as possible, each of at most `most`: what the longest has.
+fn evenly(length: usize, most: usize) -> usize {
+    length.div_ceil(length.div_ceil(most.max(1)).max(1)).max(1)
+}
+
 /// The places of a unit in the order they are computed, by steps along K and among panels, each with the
 /// one that follows it; the first of the next unit's panels, as if it were this one's, at the end.
 fn places(
@@ -208,8 +213,8 @@ impl Call<'_> {
         let step_blocks = layout.step_columns() / QUANT_BLOCK;
         let (groups, slice) = (chunk.groups.len(), Self::slice(chunk.groups.len()));
         let most = slice.map_or(blocks.max(1), |bytes| {
-            let whole = bytes / 2 / (layout.step_bytes() * self.together);
-            whole.max(1) * step_blocks
+            let steps = bytes * 5 / 8 / (layout.step_bytes() * self.together);
+            evenly(blocks.div_ceil(step_blocks), steps) * step_blocks
         });
         let block_bytes = layout.step_bytes() / step_blocks;
         let (panel_bytes, together) = (self.matrix.panel_bytes(), self.together);
