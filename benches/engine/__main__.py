@@ -178,7 +178,7 @@ class Part:
                     line["measures"]["peak"] = report.summary([run["peak_mb"] for run in runs])
         lines = [{k: v for k, v in line.items() if k not in ("variant", "model")} for line in self.lines]
         return {"shape": self.models.shape, "width": self.width, "lines": lines, "unavailable": self.unavailable,
-                "limits": self.found_limits, "shares": report.shares(lines, self.models.shape, self.found_limits),
+                "limits": self.found_limits, "shares": report.shares(lines, self.models.shape, self.width, self.found_limits),
                 "ratios": report.ratios(lines), "ratios_unmapped": report.ratios(lines, mapped_too=False)}
 
 

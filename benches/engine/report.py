@@ -33,10 +33,17 @@ def ratios(lines, mapped_too=True):
     return found
 
 
-def shares(lines, shape, limits):
+def arithmetic(width, limits):
+    """The arithmetic a width is multiplied in where the CPU has it."""
+    wanted = {"f32": "f32", "bf16": "bf16"}.get(width, "int8")
+    return wanted if limits[0].get(wanted) else "f32"
+
+
+def shares(lines, shape, width, limits):
     """Ours as a share of what the machine gave in the same run: bandwidth in decoding, arithmetic in a prompt.
 
-    By the median of the limits; an integer product is held against the same peak, that of fused multiply-adds in f32.
+    By the median of the limits; products of a width whose own instruction the CPU lacks are held against the peak of
+    fused multiply-adds in f32.
     """
     ours = next((line for line in lines if line["engine"] == OURS), None)
     layers, head = WORK[shape]
@@ -46,7 +53,7 @@ def shares(lines, shape, limits):
         found["decode"] = read / statistics.median(limit["read_gb_s"] for limit in limits)
     if ours and "prefill" in ours["measures"]:
         done = ours["measures"]["prefill"]["median"] * 2e-9 * layers
-        found["prefill"] = done / statistics.median(limit["fma_gflop_s"] for limit in limits)
+        found["prefill"] = done / statistics.median(limit[arithmetic(width, limits)] for limit in limits)
     return found
 
 
@@ -59,7 +66,8 @@ def shares_line(part):
     what = {"decode": "decoding reads weights at {:.0%} of the bandwidth",
             "prefill": "a prompt's products run at {:.0%} of the peak"}
     told = [what[key].format(share) for key, share in part["shares"].items()]
-    limits = f"Reading {both('read_gb_s')} GB/s, fused multiply-adds in f32 {both('fma_gflop_s')} GFLOP/s meanwhile"
+    peak = arithmetic(part["width"], part["limits"])
+    limits = f"Reading {both('read_gb_s')} GB/s, products in {peak} {both(peak)} GOP/s meanwhile"
     return f"{limits}; here {', and '.join(told)}.\n" if told else f"{limits}.\n"
 
 

@@ -18,7 +18,8 @@ use std::time::Instant;
 use dolly_core::source::{SourceOptions, resolve};
 use dolly_core::{FileFormat, GenerateOptions, Pipeline, Prompt, WeightFormat, convert};
 use serde_json::{Value, json};
-use support::{limits, peak_mb};
+use support::limits::{self, Arithmetic};
+use support::peak_mb;
 
 mod support;
 
@@ -133,8 +134,12 @@ fn main() {
         }
         ["limits", threads] => {
             let threads = threads.parse().unwrap();
-            let (read, fma) = (limits::read_bandwidth(threads), limits::fma_peak(threads));
-            println!("{}", json!({"read_gb_s": read / 1e9, "fma_gflop_s": fma / 1e9}));
+            let peak = |of| limits::peak(of, threads).map(|peak| peak / 1e9);
+            let read = limits::read_bandwidth(threads) / 1e9;
+            let (f32, bf16) = (peak(Arithmetic::F32), peak(Arithmetic::Bf16));
+            let int8 = peak(Arithmetic::Int8);
+            let found = json!({"read_gb_s": read, "f32": f32, "bf16": bf16, "int8": int8});
+            println!("{found}");
         }
         [model, format, measure, ref rest @ ..] => {
             let number = |i: usize, default| rest.get(i).map_or(default, |n| n.parse().unwrap());

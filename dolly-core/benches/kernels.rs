@@ -10,7 +10,7 @@ use dolly_core::backend::Backend;
 use dolly_core::backend::cpu::{Activations, CpuBackend, CpuOptions};
 use dolly_core::model::Activation;
 use dolly_core::weights::{RowSource, WeightFormat};
-use support::limits::{fma_peak, read_bandwidth, seconds};
+use support::limits::{Arithmetic, peak, read_bandwidth, seconds};
 
 mod support;
 
@@ -53,9 +53,17 @@ fn main() {
     let backend =
         CpuBackend::with_isa(CpuOptions { threads, ..Default::default() }, isa.as_deref()).unwrap();
     let threads = backend.threads();
-    let (bandwidth, peak) = (read_bandwidth(threads), fma_peak(threads));
+    let bandwidth = read_bandwidth(threads);
+    let of = |arithmetic| peak(arithmetic, threads).unwrap_or(f64::NAN);
+    let (peak, bf16, int8) = (of(Arithmetic::F32), of(Arithmetic::Bf16), of(Arithmetic::Int8));
     println!("{threads} threads, {}, weight {OUTPUTS} x {INPUTS}", backend.isa());
-    println!("limits: read {:.1} GB/s, f32 FMA {:.0} GFLOP/s", bandwidth / 1e9, peak / 1e9);
+    println!(
+        "limits: read {:.1} GB/s; f32 {:.0}, bf16 {:.0}, int8 {:.0} GOP/s",
+        bandwidth / 1e9,
+        peak / 1e9,
+        bf16 / 1e9,
+        int8 / 1e9,
+    );
     let wanted: Vec<WeightFormat> = numbers.map(|name| name.parse().unwrap()).collect();
     for format in &WeightFormat::ALL[1..] {
         if wanted.is_empty() || wanted.contains(format) {

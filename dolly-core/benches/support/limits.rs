@@ -90,45 +90,70 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     (share * threads * 8) as f64 / time
 }
 
-/// Floating-point operations a second of dependent-free fused multiply-adds.
+/// What multiplies and adds.
+#[derive(Clone, Copy)]
+pub enum Arithmetic {
+    /// Fused multiply-adds of f32.
+    F32,
+    /// Products of pairs of bf16.
+    Bf16,
+    /// Products of four bytes.
+    Int8,
+}
+
+/// Operations a second of multiplications and additions that wait for nothing; `None` where this CPU
+/// has no such instruction, or none is named here.
 #[cfg(target_arch = "x86_64")]
-pub fn fma_peak(threads: usize) -> f64 {
+pub fn peak(arithmetic: Arithmetic, threads: usize) -> Option<f64> {
     use std::arch::x86_64::*;
+    // Sums, and what the instruction multiplies: any bits will do, of which zeros are numbers in all types.
     macro_rules! spin {
-        ($features:literal, $splat:ident, $fma:ident, $add:ident, $first:ident) => {{
+        ($features:literal, $register:ty, $operand:ty, $step:expr) => {{
             #[target_feature(enable = $features)]
-            fn spin(steps: usize) -> f32 {
-                let mut acc = [$splat(1.0); 12];
-                let (a, b) = ($splat(black_box(0.999)), $splat(black_box(1e-9)));
+            fn spin(steps: usize) {
+                // SAFETY: zeros of every register type.
+                let (mut acc, x): ([$register; 12], $operand) = unsafe { std::mem::zeroed() };
+                let x = black_box(x);
                 for _ in 0..steps {
                     for acc in &mut acc {
-                        *acc = $fma(*acc, a, b);
+                        *acc = $step(*acc, x);
                     }
                 }
-                $first(acc[1..].iter().fold(acc[0], |sum, acc| $add(sum, *acc)))
+                black_box(acc);
             }
-            spin as unsafe fn(usize) -> f32
+            spin as unsafe fn(usize)
         }};
     }
-    let (spin, lanes) = if is_x86_feature_detected!("avx512f") {
-        (spin!("avx512f", _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_cvtss_f32), 16)
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        (spin!("avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_cvtss_f32), 8)
-    } else {
-        return f64::NAN;
+    let has_avx512 = is_x86_feature_detected!("avx512f");
+    let (spin, operations) = match arithmetic {
+        Arithmetic::F32 if has_avx512 => {
+            (spin!("avx512f", __m512, __m512, |acc, x| _mm512_fmadd_ps(x, x, acc)), 32)
+        }
+        Arithmetic::F32 if is_x86_feature_detected!("fma") => {
+            (spin!("avx2,fma", __m256, __m256, |acc, x| _mm256_fmadd_ps(x, x, acc)), 16)
+        }
+        Arithmetic::Bf16 if is_x86_feature_detected!("avx512bf16") => (
+            spin!("avx512f,avx512bf16", __m512, __m512bh, |acc, x| _mm512_dpbf16_ps(acc, x, x)),
+            64,
+        ),
+        Arithmetic::Int8 if is_x86_feature_detected!("avx512vnni") => (
+            spin!("avx512f,avx512vnni", __m512i, __m512i, |acc, x| _mm512_dpbusd_epi32(acc, x, x)),
+            128,
+        ),
+        _ => return None,
     };
-    let steps = 2_000_000;
+    let steps = 5_000_000;
     let time = seconds(5, || {
         together(threads, |_| {
             // SAFETY: the features were detected above.
-            black_box(unsafe { spin(steps) });
+            unsafe { spin(steps) };
         });
     });
-    (threads * steps * 12 * lanes * 2) as f64 / time
+    Some((threads * steps * 12 * operations) as f64 / time)
 }
 
 /// Unknown: no instructions are named here for other CPUs.
 #[cfg(not(target_arch = "x86_64"))]
-pub fn fma_peak(_threads: usize) -> f64 {
-    f64::NAN
+pub fn peak(_arithmetic: Arithmetic, _threads: usize) -> Option<f64> {
+    None
 }
