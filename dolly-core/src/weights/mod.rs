@@ -121,7 +121,8 @@ pub enum WeightFormat {
     F32,
     /// IEEE half precision, 2 bytes a weight.
     F16,
-    /// bfloat16, 2 bytes a weight.
+    /// bfloat16, 2 bytes a weight. A CPU with AVX-512 BF16 multiplies it with activations rounded to
+    /// bfloat16; others keep these in 32 bits.
     Bf16,
     /// 8-bit integers in blocks of 32 with an f16 scale, 1.0625 bytes a weight.
     Q8_0,
