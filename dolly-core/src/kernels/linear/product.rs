@@ -14,7 +14,7 @@ use crate::kernels::tile::{ROUND, Tile};
 use crate::kernels::vector::{CACHE_LINE, LANES};
 
 /// Bytes of f32 weights, of all panels of a tile, that serve the tiles of a chunk together; of integers
-/// half as many.
+/// five eighths as many.
 const SLICE: usize = 16 << 10;
 /// Bytes of weights that a lone group of rows asks for ahead of their use, at least.
 const AHEAD: usize = 2048;
