@@ -140,6 +140,10 @@ fn formats_agree_with_candles_own_rounding() {
     let id = directory.path().to_str().unwrap();
     let ids = &goldens("head_dim_80")[2].ids;
     for format in [WeightFormat::F16, WeightFormat::Bf16] {
+        if format == WeightFormat::Bf16 && support::rounds_bf16() {
+            println!("left out in bf16: this CPU rounds activations too; see tests/device");
+            continue;
+        }
         let load = |reference| {
             let builder =
                 support::builder(id).weights(format).kv_cache(dolly_core::CacheFormat::F32);

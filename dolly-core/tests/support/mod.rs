@@ -48,6 +48,17 @@ pub fn is_about_kernels(reason: &str) -> bool {
     on_kernels()
 }
 
+/// Whether the kernels round activations to bf16 where weights are: this CPU multiplies bf16, and no
+/// other set of instructions is asked for.
+pub fn rounds_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has && std::env::var("DOLLY_FORCE_ISA")
+        .map_or(true, |name| name.is_empty() || name.eq_ignore_ascii_case("avx512bf16"))
+}
+
 /// Largest difference of numbers of one model in f32 that count as equal: none on the kernels.
 pub fn tolerance() -> f32 {
     if on_kernels() { 0.0 } else { 1e-3 }
@@ -169,7 +180,12 @@ pub fn goldens_in(directory: &Path) -> Vec<Golden> {
 pub fn parity_pipeline(name: &str, reference: bool) -> Pipeline {
     let directory = parity_model(name);
     let id = directory.path().to_str().unwrap().to_owned();
-    builder(id).kv_cache(CacheFormat::F32).reference(reference).build().unwrap()
+    let builder = builder(id).kv_cache(CacheFormat::F32).reference(reference);
+    let builder = match rounds_bf16() && name.ends_with("bf16") {
+        true => builder.weights(WeightFormat::F32),
+        false => builder,
+    };
+    builder.build().unwrap()
 }
 
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
