@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
         first = i == loads / 3 ? resident_bytes() : first;
     }
     printf("%ld bytes more after %ld loads\n", resident_bytes() - first, loads - loads / 3);
-    CHECK(resident_bytes() - first <= 1L << 20);
+    CHECK(resident_bytes() - first <= 2L << 20);
     await_threads(threads);
     CHECK(entries("/proc/self/fd") == files);
     return all_freed();
