@@ -4,9 +4,11 @@
 mod support;
 
 use dolly_core::{Error, FinishReason, GenerateOptions, Prompt, TokenLogprob, WeightFormat};
+#[cfg(feature = "candle")]
+use support::is_about_kernels;
 use support::{
-    goldens, is_about_kernels, largest_difference, on_kernels, parity_model, parity_names,
-    parity_pipeline, same, tolerance,
+    goldens, largest_difference, on_kernels, parity_model, parity_names, parity_pipeline, same,
+    tolerance,
 };
 
 /// Position-dependent frequencies cannot be combined with a cache: refused by name.

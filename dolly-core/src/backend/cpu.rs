@@ -7,6 +7,7 @@
 use super::{Backend, CacheFormat, RotaryTable, Span};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
+use crate::kernels::arena::Arena;
 use crate::kernels::attention::{self, AttentionScratch, Heads, KvCache};
 use crate::kernels::embedding::{RowTable, table_bytes};
 use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear, matrix_bytes, resize};
@@ -44,6 +45,8 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     kernels: Kernels,
     pool: Pool,
+    /// Where weights lie.
+    arena: Arena,
     cache: CacheFormat,
 }
 
@@ -102,7 +105,12 @@ impl CpuBackend {
         };
         let kernels = Kernels::select(isa)?;
         tracing::debug!(isa = kernels.name(), threads, "CPU backend");
-        Ok(Self { kernels, pool: Pool::new(threads)?, cache: options.cache })
+        Ok(Self {
+            kernels,
+            pool: Pool::new(threads)?,
+            arena: Arena::default(),
+            cache: options.cache,
+        })
     }
 
     /// Name of the instruction set in use: `portable`, `avx2`, `avx512` (F, BW, DQ and VL) or
@@ -207,11 +215,11 @@ impl Backend for CpuBackend {
         if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != outputs) {
             return Err(mismatch("values of a bias", outputs, bias.len()));
         }
-        Ok(Linear { matrix: Matrix::pack(&self.pool, weight, layout(format)?)?, bias })
+        Ok(Linear { matrix: Matrix::pack(&self.pool, &self.arena, weight, layout(format)?)?, bias })
     }
 
     fn load_embedding(&self, weight: &dyn RowSource, format: WeightFormat) -> Result<Embedding> {
-        Ok(Embedding(RowTable::load(&self.pool, weight, layout(format)?)?))
+        Ok(Embedding(RowTable::load(&self.pool, &self.arena, weight, layout(format)?)?))
     }
 
     fn load_norm(&self, weight: Vec<f32>, bias: Vec<f32>, eps: f32) -> Result<Norm> {

@@ -2,29 +2,72 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-const LINE: usize = 64;
-/// What x86-64 and AArch64 with pages of 4 KiB have; elsewhere the advice is one for nothing.
-#[cfg(target_os = "linux")]
-const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
-/// Bytes that start on a 64-byte boundary.
+/// Bytes that start on a 64-byte boundary: a block of their own, or a part of one (`arena`).
 ///
 /// Not a `Vec`: that guarantees no alignment. Not an over-aligned allocation either: the standard
 /// allocator zeroes those by writing, while a plain zeroed allocation of some size costs no memory
 /// until its pages are touched. So the boundary is found inside a slightly larger block.
 pub(crate) struct Buffer {
-    block: Option<(NonNull<u8>, Layout)>,
+    /// Keeps the bytes alive.
+    #[expect(dead_code, reason = "held for its Drop")]
+    block: Option<Arc<Block>>,
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the buffer owns its block; shared access is read-only, as for a `Vec<u8>`.
+// SAFETY: the buffer's bytes are its own; shared access is read-only, as for a `Vec<u8>`.
 unsafe impl Send for Buffer {}
 // SAFETY: as above.
 unsafe impl Sync for Buffer {}
+
+/// Zeroed memory that is freed when the last of its buffers goes.
+pub(super) struct Block {
+    base: NonNull<u8>,
+    layout: Layout,
+    start: NonNull<u8>,
+}
+
+// SAFETY: a block gives out addresses and frees them, and touches nothing.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// At least `len` zero bytes, which begin on a boundary of `align`; `None` where there are none.
+    pub(super) fn zeroed(len: usize, align: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(len.checked_add(align)?, 16).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let skip = base.as_ptr().align_offset(align).min(align);
+        // SAFETY: at most `align` bytes into a block of `len + align`.
+        let start = unsafe { base.add(skip) };
+        Some(Self { base, layout, start })
+    }
+
+    /// Bytes from its boundary on.
+    pub(super) fn len(&self) -> usize {
+        self.layout.size() - (self.start.as_ptr() as usize - self.base.as_ptr() as usize)
+    }
+
+    /// The boundary.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this layout, freed once.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
 
 impl Buffer {
     /// `len` zero bytes, or [`Error::OutOfMemory`] for `what`.
@@ -33,37 +76,19 @@ impl Buffer {
             return Ok(Self { block: None, start: NonNull::<Line>::dangling().cast(), len });
         }
         let refused = || Error::OutOfMemory { what: what.to_owned(), bytes: len as u64 };
-        let padded = len.checked_add(LINE).ok_or_else(refused)?;
-        let layout = Layout::from_size_align(padded, 16).map_err(|_| refused())?;
-        // SAFETY: the layout's size is not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
-        let skip = base.as_ptr().align_offset(LINE).min(LINE);
-        // SAFETY: at most 64 bytes into a block of `len + 64`.
-        let start = unsafe { base.add(skip) };
-        Ok(Self { block: Some((base, layout)), start, len })
+        let block = Arc::new(Block::zeroed(len, LINE).ok_or_else(refused)?);
+        // SAFETY: the whole of a new block.
+        Ok(unsafe { Self::part(block, 0, len) })
     }
 
-    /// As [`zeroed`](Self::zeroed), for memory that will be filled and then read from end to end again
-    /// and again: in huge pages where the system has them.
+    /// `len` bytes of a block, from `offset` on.
     ///
-    /// Small pages hold such reads up: the CPU looks each one up, and its prefetchers stop at every
-    /// boundary. Only whole huge pages inside the buffer are asked for, so it takes no more memory.
-    pub(crate) fn streamed(len: usize, what: &str) -> Result<Self> {
-        let buffer = Self::zeroed(len, what)?;
-        #[cfg(target_os = "linux")]
-        {
-            let skip = buffer.start.as_ptr().align_offset(HUGE_PAGE);
-            let whole = len.saturating_sub(skip) / HUGE_PAGE * HUGE_PAGE;
-            if whole > 0 {
-                // SAFETY: the range is inside the block; the advice changes no content. A system that
-                // does not take it goes on with small pages.
-                unsafe {
-                    let from = buffer.start.as_ptr().add(skip);
-                    libc::madvise(from.cast(), whole, libc::MADV_HUGEPAGE);
-                }
-            }
-        }
-        Ok(buffer)
+    /// # Safety
+    /// The block has them, `offset` is a multiple of 64, and no other buffer has any of them.
+    pub(super) unsafe fn part(block: Arc<Block>, offset: usize, len: usize) -> Self {
+        // SAFETY: the caller's promise.
+        let start = unsafe { block.start.add(offset) };
+        Self { block: Some(block), start, len }
     }
 
     /// The bytes.
@@ -76,15 +101,6 @@ impl Buffer {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Some((base, layout)) = self.block {
-            // SAFETY: allocated in `zeroed` with this layout, freed once.
-            unsafe { dealloc(base.as_ptr(), layout) }
-        }
     }
 }
 

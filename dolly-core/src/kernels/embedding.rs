@@ -3,6 +3,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::arena::Arena;
 use super::buffer::Buffer;
 use super::pack::Layout;
 use super::pool::{Pool, fill};
@@ -45,12 +46,17 @@ impl RowTable {
     ///
     /// # Errors
     /// Those of the source, and [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub(crate) fn load(pool: &Pool, source: &dyn RowSource, layout: Layout) -> Result<Self> {
+    pub(crate) fn load(
+        pool: &Pool,
+        arena: &Arena,
+        source: &dyn RowSource,
+        layout: Layout,
+    ) -> Result<Self> {
         let (rows, width) = source.shape();
         let layout = layout.fitting(width);
         let what = || format!("embedding {:?}", source.name());
         let bytes = usize::try_from(table_bytes(rows, width, layout)).unwrap_or(usize::MAX);
-        let mut data = Buffer::zeroed(bytes, &what())?;
+        let mut data = arena.take(bytes, &what())?;
         let piece = row_bytes(width, layout);
         let kind = format!("rows {layout:?}");
         fill(pool, data.bytes_mut(), rows, piece, |range, bytes| {

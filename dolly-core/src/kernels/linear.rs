@@ -16,6 +16,7 @@
 
 use std::mem::MaybeUninit;
 
+use super::arena::Arena;
 use super::buffer::Buffer;
 use super::pack::{Layout, pack_blocks, pack_panel};
 use super::pool::{Pool, Shared, fill};
@@ -82,12 +83,17 @@ impl Matrix {
     ///
     /// # Errors
     /// Those of the source, and [`Error::OutOfMemory`].
-    pub(crate) fn pack(pool: &Pool, source: &dyn RowSource, layout: Layout) -> Result<Self> {
+    pub(crate) fn pack(
+        pool: &Pool,
+        arena: &Arena,
+        source: &dyn RowSource,
+        layout: Layout,
+    ) -> Result<Self> {
         let (outputs, inputs) = source.shape();
         let layout = layout.fitting(inputs);
         let what = || format!("weight {:?}", source.name());
         let bytes = usize::try_from(matrix_bytes(outputs, inputs, layout)).unwrap_or(usize::MAX);
-        let mut panels = Buffer::streamed(bytes, &what())?;
+        let mut panels = arena.take(bytes, &what())?;
         let panel_bytes = layout.panel_bytes(inputs).unwrap_or(0);
         let panel_count = outputs.div_ceil(LANES);
         let kind = format!("panels {layout:?}");

@@ -19,6 +19,7 @@
     reason = "constant bounds over several arrays at once: what the compiler unrolls into registers"
 )]
 
+pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod attention_gradient;
 #[cfg(target_arch = "x86_64")]

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::linear::{product, rounded};
 use super::{Numbers, Rows, bits, pool, sets};
 use crate::error::Result;
+use crate::kernels::arena::Arena;
 use crate::kernels::embedding::RowTable;
 use crate::kernels::linear::{Matrix, matrix_bytes};
 use crate::kernels::pack::Layout;
@@ -119,7 +120,7 @@ fn check(layout: Layout, source: &Blocks, x: &[f32], rows: usize, exact: bool) {
     let (outputs, inputs) = source.shape;
     let pool = pool(2);
     for kernels in sets() {
-        let matrix = Matrix::pack(&pool, source, layout).unwrap();
+        let matrix = Matrix::pack(&pool, &Arena::default(), source, layout).unwrap();
         let found = product(kernels, &pool, &matrix, x, rows);
         let x = rounded(kernels, layout, x, inputs);
         let (w, sizes) = (source.values(), source.sizes());
@@ -212,14 +213,14 @@ fn bits_do_not_depend_on_rows_or_threads() {
             let source = Blocks::random(layout, outputs, inputs);
             let x = Numbers(11).normals(most * inputs);
             let lone = pool(1);
-            let matrix = Matrix::pack(&lone, &source, layout).unwrap();
+            let matrix = Matrix::pack(&lone, &Arena::default(), &source, layout).unwrap();
             let expected: Vec<u32> = x
                 .chunks(inputs)
                 .flat_map(|row| bits(&product(kernels, &lone, &matrix, row, 1)))
                 .collect();
             for threads in 1..=3 {
                 let pool = pool(threads);
-                let packed = Matrix::pack(&pool, &source, layout).unwrap();
+                let packed = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                 for rows in (1..=16).chain([31, 33, most]) {
                     let found = product(kernels, &pool, &packed, &x[..rows * inputs], rows);
                     assert!(
@@ -243,14 +244,14 @@ fn special_numbers_reach_their_outputs_and_no_others() {
                 let mut source = Blocks::random(layout, outputs, inputs);
                 let mut x = vec![1.0; rows * inputs];
                 x[inputs + 300] = special;
-                let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                 for (i, y) in product(kernels, &pool, &matrix, &x, rows).iter().enumerate() {
                     assert_eq!(y.is_finite(), i / outputs != 1, "{} {i}: {y}", kernels.name());
                 }
                 for &at in halves(stored(layout)) {
                     let bytes = f16::from_f32(special).to_le_bytes();
                     source.block(17, 1)[at..at + 2].copy_from_slice(&bytes);
-                    let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                    let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                     let x = vec![1.0; rows * inputs];
                     for (i, y) in product(kernels, &pool, &matrix, &x, rows).iter().enumerate() {
                         let hit = i % outputs == 17;
@@ -295,7 +296,7 @@ fn floats_pack_as_their_stored_blocks() {
         let x = Numbers(17).normals(2 * inputs);
         for kernels in sets() {
             let of = |source: &dyn RowSource| {
-                let matrix = Matrix::pack(&pool, source, layout).unwrap();
+                let matrix = Matrix::pack(&pool, &Arena::default(), source, layout).unwrap();
                 bits(&product(kernels, &pool, &matrix, &x, 2))
             };
             assert_eq!(of(&kept), of(&floats), "{layout:?}");
@@ -305,7 +306,7 @@ fn floats_pack_as_their_stored_blocks() {
             continue;
         }
         let table = |source: &dyn RowSource| {
-            let table = RowTable::load(&pool, source, layout).unwrap();
+            let table = RowTable::load(&pool, &Arena::default(), source, layout).unwrap();
             let mut row = vec![0.0; inputs];
             table.read(33, &mut row);
             bits(&row)
@@ -325,7 +326,7 @@ fn other_rows_are_held_as_q8_0() {
     for layout in [Layout::Q4K, Layout::Q6K] {
         for kernels in sets() {
             let of = |layout| {
-                let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                 bits(&product(kernels, &pool, &matrix, &x, 1))
             };
             assert_eq!(of(layout), of(Layout::Q8_0));

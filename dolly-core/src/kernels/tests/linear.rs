@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use proptest::prelude::{Just, Strategy};
 
 use super::{Numbers, Rows, bits, pool, sets, sizes};
+use crate::kernels::arena::Arena;
 use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear};
 use crate::kernels::pack::Layout;
 use crate::kernels::pool::Pool;
@@ -136,7 +137,7 @@ fn products_match_f64() {
                 let weight = numbers.normals(outputs * inputs);
                 let x = numbers.normals(rows * inputs);
                 let source = Rows::new(weight.clone(), outputs, inputs);
-                let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                 let found = product(kernels, &pool, &matrix, &x, rows);
                 let x = rounded(kernels, layout, &x, inputs);
                 let w: Vec<f64> =
@@ -172,14 +173,14 @@ fn bits_do_not_depend_on_rows_or_threads() {
             let source = Rows::new(numbers.normals(outputs * inputs), outputs, inputs);
             let x = numbers.normals(most * inputs);
             let lone = pool(1);
-            let matrix = Matrix::pack(&lone, &source, layout).unwrap();
+            let matrix = Matrix::pack(&lone, &Arena::default(), &source, layout).unwrap();
             let expected: Vec<u32> = x
                 .chunks(inputs)
                 .flat_map(|row| bits(&product(kernels, &lone, &matrix, row, 1)))
                 .collect();
             for &threads in sizes(&[1, 2, 3, 4], &[2]) {
                 let pool = pool(threads);
-                let packed = Matrix::pack(&pool, &source, layout).unwrap();
+                let packed = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                 for rows in (1..=16).chain([31, 33, most]).filter(|rows| *rows <= most) {
                     let found = product(kernels, &pool, &packed, &x[..rows * inputs], rows);
                     assert!(
@@ -201,7 +202,7 @@ fn special_numbers_reach_their_outputs_and_no_others() {
         for layout in LAYOUTS {
             for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let source = Rows::new(vec![1.0; outputs * inputs], outputs, inputs);
-                let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+                let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
                 let mut x = vec![1.0; rows * inputs];
                 x[inputs + 35] = special;
                 let found = product(kernels, &pool, &matrix, &x, rows);
@@ -249,7 +250,7 @@ proptest::proptest! {
         let source = Rows::new(numbers.normals(outputs * inputs), outputs, inputs);
         let x = numbers.normals(rows * inputs);
         let pool = pool(threads);
-        let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+        let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
         for kernels in sets() {
             let whole = product(kernels, &pool, &matrix, &x, rows);
             let (first, second) = x.split_at(cut * inputs);

@@ -1,6 +1,7 @@
 //! Sets that fuse multiplication and addition differ in registers, not in a bit of any result.
 
 use super::{Numbers, Rows, bits, pool, sets, sizes};
+use crate::kernels::arena::Arena;
 use crate::kernels::linear::{Epilogue, InputScratch, Matrix, linear};
 use crate::kernels::matmul::{MatmulScratch, Operand, Target, matmul};
 use crate::kernels::pack::Layout;
@@ -37,7 +38,7 @@ fn linear_layers_agree() {
     }
     for layout in [Layout::F32, Layout::F16, Layout::Bf16, Layout::Q8_0, Layout::Q4_0] {
         let source = Rows::new(weight.clone(), outputs, inputs);
-        let matrix = Matrix::pack(&pool, &source, layout).unwrap();
+        let matrix = Matrix::pack(&pool, &Arena::default(), &source, layout).unwrap();
         for rows in rows() {
             let mut sets = sets();
             if layout == Layout::Bf16 {
