@@ -175,7 +175,7 @@ pub(crate) fn linear(
     let scratch = &*scratch;
     let panels = matrix.outputs.div_ceil(LANES);
     let together = panels_at_once(kernels, matrix.layout, rows);
-    let unit = unit(rows, panels / pool.threads(), together);
+    let unit = unit(groups, panels / pool.threads(), together);
     let work = rows.saturating_mul(matrix.inputs).saturating_mul(matrix.outputs);
     let floats = match round {
         _ if rows > 1 => &scratch.floats,
@@ -221,12 +221,15 @@ fn tiles(kernels: Kernels, layout: Layout, rows: usize) -> (Option<&'static Unpa
 }
 
 /// Panels of a unit, of `share` that a thread has: whole tiles.
-fn unit(rows: usize, share: usize, together: usize) -> usize {
-    match rows {
+fn unit(groups: Groups, share: usize, together: usize) -> usize {
+    let panels = match groups {
+        // Panel after panel: a few of them for outputs that lie side by side.
+        Groups { count: 1, .. } => share / 16,
         // Weights dominate: a unit is what one tile reads, from front to back.
-        ..UNIT_FROM => together,
-        _ => (share / 4).clamp(1, UNIT).next_multiple_of(together),
-    }
+        Groups { rows: ..UNIT_FROM, .. } => 1,
+        _ => share / 4,
+    };
+    panels.clamp(1, UNIT).next_multiple_of(together)
 }
 
 /// Panels that a tile takes, to keep enough sums in flight.

@@ -43,7 +43,7 @@ impl InputScratch {
 /// `rows` rows in as few groups of at most `most` as possible, of nearly even size.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct Groups {
-    rows: usize,
+    pub rows: usize,
     pub count: usize,
 }
 

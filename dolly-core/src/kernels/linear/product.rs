@@ -52,10 +52,13 @@ fn places(
     count: usize,
     together: usize,
 ) -> impl Iterator<Item = ((usize, usize), (usize, usize))> {
-    let along = (0..length).step_by(step.max(1));
-    let order = along.flat_map(move |k| (0..count).step_by(together).map(move |p| (k, p)));
-    let next = order.clone().skip(1).chain(std::iter::once((0, count)));
-    order.zip(next)
+    let mut here = (0, 0);
+    std::iter::from_fn(move || {
+        let (k, p) = here;
+        here = if p + together < count { (k, p + together) } else { (k + step.max(1), 0) };
+        let next = if here.0 < length { here } else { (0, count) };
+        (k < length).then_some(((k, p), next))
+    })
 }
 
 /// An unpacked slice, on the boundary of a cache line: vectors do not cross two.
