@@ -1,8 +1,9 @@
 //! The CPU backend: own kernels over plain buffers.
 //!
 //! Weights are packed while they are read, in the format asked for; activations are f32 between
-//! operations, and integers or bf16 beside weights that are multiplied so. Results are a function of model, format and instruction set: not of threads,
-//! batch or chunks (see [`kernels`](crate::kernels)).
+//! operations, and integers or bf16 beside weights that are multiplied so. Results are a
+//! function of model, format and instruction set: not of threads, batch or chunks (see
+//! [`kernels`](crate::kernels)).
 
 use super::{Backend, CacheFormat, RotaryTable, Span};
 use crate::error::{Error, Result};
