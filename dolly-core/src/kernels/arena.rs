@@ -14,7 +14,11 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// Bytes of a block, which cost no memory until they are used. Elsewhere than on Linux that is not
 /// certain, and nobody asks for huge pages: buffers are blocks of their own.
-const BLOCK: usize = if cfg!(all(target_os = "linux", not(miri))) { 256 << 20 } else { 0 };
+const BLOCK: usize = match (cfg!(miri), cfg!(target_os = "linux")) {
+    (true, _) => 64 << 10,
+    (false, true) => 256 << 20,
+    (false, false) => 0,
+};
 
 /// Hands out memory side by side. What is dropped is free again when its block's other buffers are too.
 #[derive(Default)]
@@ -61,13 +65,13 @@ impl Arena {
 
 /// Asks for huge pages; a system that does not take the advice goes on with small ones.
 fn advise(block: &Block) {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(miri)))]
     // SAFETY: whole pages of the block; the advice changes no content.
     unsafe {
         let whole = block.len() / HUGE_PAGE * HUGE_PAGE;
         libc::madvise(block.start().as_ptr().cast(), whole, libc::MADV_HUGEPAGE);
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(any(not(target_os = "linux"), miri))]
     let _ = block;
 }
 
@@ -79,7 +83,7 @@ mod tests {
     #[test]
     fn buffers_are_apart_aligned_and_zero() {
         let arena = Arena::default();
-        let sizes = [1, 63, 64, 65, 4096, 3 << 20, 0, 7];
+        let sizes = [1, 63, 64, 65, 4096, if cfg!(miri) { 1 << 12 } else { 3 << 20 }, 0, 7];
         let mut buffers = sizes.map(|len| arena.take(len, "test").unwrap());
         for (i, (buffer, len)) in buffers.iter_mut().zip(sizes).enumerate() {
             assert_eq!(buffer.bytes().len(), len);
@@ -120,7 +124,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "blocks of their own there")]
     fn buffers_of_one_block_lie_side_by_side() {
         if BLOCK == 0 {
             return;
