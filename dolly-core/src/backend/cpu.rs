@@ -114,8 +114,8 @@ impl CpuBackend {
         })
     }
 
-    /// Name of the instruction set in use: `portable`, `avx2`, `avx512` (F, BW, DQ and VL) or
-    /// `avx512vnni`, which multiplies integers faster.
+    /// Name of the instruction set in use: `portable`, `avx2`, `avx512` (F, BW, DQ and VL),
+    /// `avx512vnni`, which multiplies integers faster, or `avx512bf16`, which does so with bf16 too.
     pub fn isa(&self) -> &'static str {
         self.kernels.name()
     }

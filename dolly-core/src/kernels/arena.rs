@@ -6,14 +6,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::buffer::{Block, Buffer, LINE};
+use super::buffer::{Block, Buffer};
+use super::vector::CACHE_LINE;
 use crate::error::Result;
 
 /// What x86-64 and AArch64 with pages of 4 KiB have; elsewhere the advice is one for nothing.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Bytes of a block, which cost no memory until they are used. Elsewhere than on Linux that is not
-/// certain, and nobody asks for huge pages: buffers are blocks of their own.
+/// certain, and nobody asks for huge pages: buffers are blocks of their own. An interpreter (Miri)
+/// writes every byte of a block.
 const BLOCK: usize = match (cfg!(miri), cfg!(target_os = "linux")) {
     (true, _) => 64 << 10,
     (false, true) => 256 << 20,
@@ -56,7 +58,7 @@ impl Arena {
             }
         };
         let offset = open.used;
-        open.used = offset.saturating_add(len).saturating_add(LINE - 1) / LINE * LINE;
+        open.used = (offset + len).next_multiple_of(CACHE_LINE);
         // SAFETY: the block was seen to have `len` bytes from `offset` on, a multiple of 64, and what
         // comes after them is the next buffer's.
         Ok(unsafe { Buffer::part(block, offset, len) })
@@ -87,7 +89,7 @@ mod tests {
         let mut buffers = sizes.map(|len| arena.take(len, "test").unwrap());
         for (i, (buffer, len)) in buffers.iter_mut().zip(sizes).enumerate() {
             assert_eq!(buffer.bytes().len(), len);
-            assert!(buffer.bytes().as_ptr().addr().is_multiple_of(LINE));
+            assert!(buffer.bytes().as_ptr().addr().is_multiple_of(CACHE_LINE));
             assert!(buffer.bytes().iter().all(|x| *x == 0));
             buffer.bytes_mut().fill(i as u8 + 1);
         }

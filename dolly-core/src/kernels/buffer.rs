@@ -4,10 +4,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::vector::CACHE_LINE;
 use crate::error::{Error, Result};
-
-/// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
 
 /// Bytes that start on a 64-byte boundary: a block of their own, or a part of one (`arena`).
 ///
@@ -76,7 +74,7 @@ impl Buffer {
             return Ok(Self { block: None, start: NonNull::<Line>::dangling().cast(), len });
         }
         let refused = || Error::OutOfMemory { what: what.to_owned(), bytes: len as u64 };
-        let block = Arc::new(Block::zeroed(len, LINE).ok_or_else(refused)?);
+        let block = Arc::new(Block::zeroed(len, CACHE_LINE).ok_or_else(refused)?);
         // SAFETY: the whole of a new block.
         Ok(unsafe { Self::part(block, 0, len) })
     }
@@ -113,4 +111,4 @@ impl std::fmt::Debug for Buffer {
 #[repr(align(64))]
 struct Line;
 
-const _: () = assert!(align_of::<Line>() == LINE);
+const _: () = assert!(align_of::<Line>() == CACHE_LINE);
