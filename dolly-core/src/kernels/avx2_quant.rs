@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::quant::{self, Block, BlockSum, QUANT_BLOCK, QuantRow, QuantTile, TINY};
+use super::quant::{self, Block, BlockSum, QUANT_BLOCK, QuantRow, QuantTile, beginning, scale_of};
 use super::vector::{LANES, Vector};
 
 /// Integer sums of one block for sixteen lanes.
@@ -184,7 +184,8 @@ pub(super) unsafe fn tile_q4_0(t: &QuantTile) {
 /// # Safety
 /// AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
+pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) -> f32 {
+    let mut largest = 0;
     let blocks = row.integers.as_chunks_mut::<QUANT_BLOCK>().0;
     let outputs = blocks.iter_mut().zip(row.scales).zip(row.sums).step_by(row.group);
     let mut filled = [0.0; QUANT_BLOCK];
@@ -197,14 +198,21 @@ pub(super) unsafe fn quantize_row(x: &[f32], row: QuantRow<'_>) {
             }
         };
         // SAFETY: AVX2 as the caller proves; a block of 32 floats in, one of 32 integers out.
-        unsafe { (*scale, *sum) = quantize_block(block, q) };
+        let (found, total, most) = unsafe { quantize_block(block, q) };
+        (*scale, *sum, largest) = (found, total, largest.max(most.to_bits()));
     }
+    beginning(f32::from_bits(largest))
 }
 
+/// The block's scale, the sum of its integers, and its largest magnitude.
+///
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) -> (f32, BlockSum) {
+unsafe fn quantize_block(
+    x: &[f32; QUANT_BLOCK],
+    out: &mut [i8; QUANT_BLOCK],
+) -> (f32, BlockSum, f32) {
     // SAFETY: AVX2 as the caller proves; loads and the store stay within both arrays.
     unsafe {
         let p = x.as_ptr();
@@ -224,11 +232,11 @@ unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) ->
         let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
         let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
         let most = f32::from_bits(_mm_cvtsi128_si32(most) as u32);
-        if !most.is_finite() || most < TINY {
+        let Some(scale) = scale_of(most) else {
             *out = [0; QUANT_BLOCK];
-            return (if most < TINY { 0.0 } else { f32::NAN }, BlockSum::default());
-        }
-        let inverse = _mm256_set1_ps(127.0 / most);
+            return (1.0, BlockSum::default(), most);
+        };
+        let inverse = _mm256_set1_ps(1.0 / scale);
         let [a, b, c, d] = v;
         let (a, b) = (_mm256_mul_ps(a, inverse), _mm256_mul_ps(b, inverse));
         let (c, d) = (_mm256_mul_ps(c, inverse), _mm256_mul_ps(d, inverse));
@@ -244,6 +252,6 @@ unsafe fn quantize_block(x: &[f32; QUANT_BLOCK], out: &mut [i8; QUANT_BLOCK]) ->
             _mm_add_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
         let words = _mm_add_epi16(words, _mm_shuffle_epi32::<0b01_00_11_10>(words));
         let pairs = _mm_cvtsi128_si64(_mm_madd_epi16(words, _mm_set1_epi16(1)));
-        (most / 127.0, BlockSum { first: pairs as i16, last: (pairs >> 32) as i16 })
+        (scale, BlockSum { first: pairs as i16, last: (pairs >> 32) as i16 }, most)
     }
 }

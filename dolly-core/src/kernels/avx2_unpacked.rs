@@ -356,15 +356,17 @@ unsafe fn q4_k<const R: usize>(t: &QuantTile) {
     }
 }
 
-/// Sets the sums to zero where they begin: these tiles keep them in memory.
+/// Writes what sums begin with where they do: these tiles keep them in memory.
 ///
 /// # Safety
 /// As [`QuantTile`] says, with one panel.
 #[inline(always)]
 unsafe fn begin(t: &QuantTile) {
     if t.fresh {
-        // SAFETY: the caller's promise.
-        unsafe { t.acc.write_bytes(0, t.rows * LANES) };
+        for r in 0..t.rows {
+            // SAFETY: the caller's promise.
+            unsafe { t.acc.add(r * LANES).cast::<[f32; LANES]>().write([*t.begin.add(r); LANES]) };
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use super::avx512::Avx512;
 use super::pack::Layout;
 use super::quant::{self, Block, QUADS, QUANT_BLOCK, QuantTile};
-use super::vector::{LANES, Vector};
+use super::vector::{LANES, Lanes, Vector};
 
 /// What the tiles add to the integers of a format's weights.
 pub(super) fn offset(layout: Layout) -> i32 {
@@ -49,12 +49,18 @@ impl Block for Q8_0 {
                     for r in 0..R {
                         let x = broadcast(x.add(r * QUANT_BLOCK + 4 * k));
                         acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], w, x);
-                        in_order(&mut acc[r][p]);
+                        as_written(&mut acc[r][p]);
                     }
                 }
             }
             floats(acc)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<const R: usize>(x: *const f32, w: Avx512) -> [Avx512; R] {
+        // SAFETY: the caller's promise.
+        unsafe { scales(x, w) }
     }
 }
 
@@ -85,12 +91,18 @@ impl Block for Q4_0 {
                         let sum = _mm512_dpbusd_epi32(acc[r][p], low, broadcast(x));
                         let x = broadcast(x.add(QUANT_BLOCK / 2));
                         acc[r][p] = _mm512_dpbusd_epi32(sum, high, x);
-                        in_order(&mut acc[r][p]);
+                        as_written(&mut acc[r][p]);
                     }
                 }
             }
             floats(acc)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<const R: usize>(x: *const f32, w: Avx512) -> [Avx512; R] {
+        // SAFETY: the caller's promise.
+        unsafe { scales(x, w) }
     }
 }
 
@@ -126,26 +138,55 @@ unsafe fn floats<const R: usize, const P: usize>(acc: [[__m512i; P]; R]) -> [[Av
     }
 }
 
-/// Keeps the rows' products in the order they are written in. Left alone the compiler takes all of a
-/// row's first: eight instructions in a row that wait for one another.
+/// `x[r] * w`, by adding the exponents of `x`, powers of two: the ports that multiply are busy enough. What
+/// has no exponent to add to (zero, infinity, NaN) is multiplied.
+///
+/// # Safety
+/// AVX-512 F and DQ; `x` as [`Block::scales`] has it.
+#[inline(always)]
+unsafe fn scales<const R: usize>(x: *const f32, w: Avx512) -> [Avx512; R] {
+    const ZERO_INFINITY_OR_NAN: i32 = 0x9f;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut scales = [w; R];
+        if _mm512_fpclass_ps_mask::<ZERO_INFINITY_OR_NAN>(w.0) == 0 {
+            let one = _mm512_set1_epi32(1.0_f32.to_bits() as i32);
+            let mut w = _mm512_sub_epi32(_mm512_castps_si512(w.0), one);
+            as_written(&mut w);
+            for r in 0..R {
+                let x = _mm512_set1_epi32(x.add(r).cast::<i32>().read());
+                scales[r] = Avx512(_mm512_castsi512_ps(_mm512_add_epi32(w, x)));
+            }
+        } else {
+            for r in 0..R {
+                scales[r] = Avx512::splat(*x.add(r)).mul(w);
+            }
+        }
+        scales
+    }
+}
+
+/// Keeps the compiler from rearranging what a value is part of. It would take all products of a row
+/// first, eight instructions that wait for one another, and add to every row's scale what is added to
+/// the weights' once.
 ///
 /// # Safety
 /// AVX-512 F.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn in_order(sum: &mut __m512i) {
+unsafe fn as_written(value: &mut __m512i) {
     // An interpreter has no order to keep, and takes no assembly.
     #[cfg(not(miri))]
     // SAFETY: no instruction at all.
     unsafe {
         std::arch::asm!(
             "/* {0} */",
-            inout(zmm_reg) * sum,
+            inout(zmm_reg) * value,
             options(nomem, nostack, preserves_flags)
         );
     }
     #[cfg(miri)]
-    let _ = sum;
+    let _ = value;
 }
 
 /// Four consecutive integers in every lane of 32 bits.

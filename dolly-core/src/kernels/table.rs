@@ -47,7 +47,7 @@ pub(super) struct Table {
     pub unpacking: fn(Layout) -> Option<&'static Unpacking>,
     pub widen_f16: unsafe fn(*const u8, *mut f32, usize),
     pub widen_bf16: unsafe fn(*const u8, *mut f32, usize),
-    pub quantize_row: for<'a> unsafe fn(&'a [f32], QuantRow<'a>),
+    pub quantize_row: for<'a> unsafe fn(&'a [f32], QuantRow<'a>) -> f32,
     pub layer_norm: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
     pub layer_norm_pair: unsafe fn(&[f32], (Norm<'_>, Norm<'_>), f32, (&mut [f32], &mut [f32])),
     pub add: unsafe fn(&mut [f32], &[f32]),
@@ -293,7 +293,7 @@ impl Kernels {
     }
 
     /// Rounds a row of `x.len()` activations to whole blocks of integers: the first of every `group`
-    /// blocks of the outputs.
+    /// blocks of the outputs. Returns what its sums begin with.
     pub(crate) fn quantize_row(
         self,
         x: &[f32],
@@ -301,7 +301,7 @@ impl Kernels {
         scales: &mut [f32],
         sums: &mut [BlockSum],
         group: usize,
-    ) {
+    ) -> f32 {
         let blocks = x.len().div_ceil(quant::QUANT_BLOCK);
         let places = integers.len() / quant::QUANT_BLOCK;
         assert!(places.div_ceil(group) == blocks);

@@ -29,14 +29,35 @@ pub(crate) struct InputScratch {
     pub(super) sums: Vec<BlockSum>,
     /// What sums of products begin with, where tiles want it.
     pub(super) starts: Vec<i32>,
+    /// What the sums of a row begin with.
+    pub(super) begins: Vec<f32>,
 }
 
 impl InputScratch {
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         let floats = self.floats.capacity() + self.pairs.capacity() + self.scales.capacity();
+        let floats = floats + self.begins.capacity();
         let words = floats + self.sums.capacity() + self.starts.capacity();
         (self.integers.capacity() + 2 * self.words.capacity() + 4 * words) as u64
+    }
+
+    /// Room for `rows` rows of `blocks` blocks of integers.
+    fn resize_integers(
+        &mut self,
+        rows: usize,
+        blocks: usize,
+        words: bool,
+        starts: bool,
+    ) -> Result<()> {
+        let what = "integer activations";
+        let all = rows.saturating_mul(blocks);
+        resize(&mut self.integers, all.saturating_mul(QUANT_BLOCK), what)?;
+        resize(&mut self.words, if words { self.integers.len() } else { 0 }, what)?;
+        resize(&mut self.scales, all, what)?;
+        resize(&mut self.sums, all, what)?;
+        resize(&mut self.starts, if starts { all } else { 0 }, what)?;
+        resize(&mut self.begins, rows, what)
     }
 }
 
@@ -135,60 +156,63 @@ impl Input<'_> {
     /// Rounds every block of 32 to integers, bytes or `words`, for tiles that add `offset` to weights.
     pub(super) fn quantize(&self, out: &mut InputScratch, words: bool, offset: i32) -> Result<()> {
         let blocks = self.inputs.div_ceil(QUANT_BLOCK);
-        let all = self.groups.rows.saturating_mul(blocks);
-        resize(&mut out.integers, all.saturating_mul(QUANT_BLOCK), "integer activations")?;
-        let count = if words { out.integers.len() } else { 0 };
-        resize(&mut out.words, count, "integer activations")?;
-        resize(&mut out.scales, all, "integer activations")?;
-        resize(&mut out.sums, all, "integer activations")?;
-        let starts = if offset == 0 { 0 } else { all };
-        resize(&mut out.starts, starts, "integer activations")?;
-        let (integers, words) =
-            (Shared::new(&mut out.integers), words.then(|| Shared::new(&mut out.words)));
-        let (scales, sums) = (Shared::new(&mut out.scales), Shared::new(&mut out.sums));
-        let starts = (offset != 0).then(|| Shared::new(&mut out.starts));
+        out.resize_integers(self.groups.rows, blocks, words, offset != 0)?;
+        let out = Places {
+            integers: Shared::new(&mut out.integers),
+            words: words.then(|| Shared::new(&mut out.words)),
+            scales: Shared::new(&mut out.scales),
+            sums: Shared::new(&mut out.sums),
+            starts: (offset != 0).then(|| Shared::new(&mut out.starts)),
+            begins: Shared::new(&mut out.begins),
+        };
         self.pool.run(self.groups.count, self.x.len() >= PARALLEL_FROM, |_, range| {
-            for group in range {
-                let (first, rows) = self.rows(group);
-                let (at, count) = (first * blocks, rows.len());
-                // SAFETY: the blocks of the group's rows are inside each buffer and in this range only.
-                let (integers, scales, sums) = unsafe {
-                    let places = count * blocks;
-                    (
-                        from_raw_parts_mut(
-                            integers.get().add(at * QUANT_BLOCK),
-                            places * QUANT_BLOCK,
-                        ),
-                        from_raw_parts_mut(scales.get().add(at), places),
-                        from_raw_parts_mut(sums.get().add(at), places),
-                    )
-                };
-                for (r, row) in rows.enumerate() {
-                    let integers = &mut integers[r * QUANT_BLOCK..];
-                    self.kernels.quantize_row(
-                        row,
-                        integers,
-                        &mut scales[r..],
-                        &mut sums[r..],
-                        count,
-                    );
-                }
-                if let Some(starts) = &starts {
-                    // SAFETY: as many starts as sums, in the same places.
-                    let starts = unsafe { from_raw_parts_mut(starts.get().add(at), sums.len()) };
-                    starts.iter_mut().zip(&*sums).for_each(|(to, sum)| *to = -offset * sum.total());
-                }
-                if let Some(words) = &words {
-                    // SAFETY: as many words as integers, in the same places.
-                    let words = unsafe {
-                        from_raw_parts_mut(words.get().add(at * QUANT_BLOCK), integers.len())
-                    };
-                    words.iter_mut().zip(integers).for_each(|(to, x)| *to = i16::from(*x));
-                }
-            }
+            range.for_each(|group| self.quantize_group(group, blocks, offset, &out));
         });
         Ok(())
     }
+
+    /// Rounds the rows of a group, which no other thread has.
+    fn quantize_group(&self, group: usize, blocks: usize, offset: i32, out: &Places) {
+        let (first, rows) = self.rows(group);
+        let (at, count) = (first * blocks, rows.len());
+        let places = count * blocks;
+        // SAFETY: the blocks of the group's rows are inside each buffer (`resize_integers`), and only
+        // this call has them.
+        let (integers, scales, sums, begins) = unsafe {
+            (
+                from_raw_parts_mut(out.integers.get().add(at * QUANT_BLOCK), places * QUANT_BLOCK),
+                from_raw_parts_mut(out.scales.get().add(at), places),
+                from_raw_parts_mut(out.sums.get().add(at), places),
+                from_raw_parts_mut(out.begins.get().add(first), count),
+            )
+        };
+        for ((r, row), begin) in rows.enumerate().zip(begins) {
+            let integers = &mut integers[r * QUANT_BLOCK..];
+            let (scales, sums) = (&mut scales[r..], &mut sums[r..]);
+            *begin = self.kernels.quantize_row(row, integers, scales, sums, count);
+        }
+        if let Some(starts) = &out.starts {
+            // SAFETY: as many starts as sums, in the same places.
+            let starts = unsafe { from_raw_parts_mut(starts.get().add(at), sums.len()) };
+            starts.iter_mut().zip(&*sums).for_each(|(to, sum)| *to = -offset * sum.total());
+        }
+        if let Some(words) = &out.words {
+            // SAFETY: as many words as integers, in the same places.
+            let words =
+                unsafe { from_raw_parts_mut(words.get().add(at * QUANT_BLOCK), integers.len()) };
+            words.iter_mut().zip(integers).for_each(|(to, x)| *to = i16::from(*x));
+        }
+    }
+}
+
+/// Where the threads of a call write integers.
+struct Places {
+    integers: Shared<i8>,
+    words: Option<Shared<i16>>,
+    scales: Shared<f32>,
+    sums: Shared<BlockSum>,
+    starts: Option<Shared<i32>>,
+    begins: Shared<f32>,
 }
 
 /// No tile has more rows.

@@ -252,6 +252,7 @@ impl Call<'_> {
                         lines: asking.lines,
                         ask_step: if groups == 1 { block_bytes } else { asking.lines * CACHE_LINE },
                         fresh: b == 0,
+                        begin: self.integers.begins.as_ptr().add(row),
                         acc: acc.add(sums * LANES),
                     });
                 }
@@ -313,6 +314,7 @@ impl Call<'_> {
                         lines: asking.lines,
                         ask_step: asking.lines * CACHE_LINE,
                         fresh: b == 0,
+                        begin: self.integers.begins.as_ptr().add(row),
                         acc: acc.add(sums * LANES),
                     });
                 }

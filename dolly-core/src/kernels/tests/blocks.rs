@@ -204,6 +204,33 @@ fn extreme_integers_do_not_saturate() {
     }
 }
 
+/// Zeros of both signs, the ends of f16 and everything between, times activations of every size that has
+/// integers: the products of scales stay within f32 wherever they are exact.
+#[test]
+fn scales_of_every_size_match_f64() {
+    let halves_of = [0x0000, 0x8000, 0x0001, 0x8001, 0x0400, 0x3c00, 0xbc00, 0x7bff, 0xfbff_u16];
+    for layout in LAYOUTS {
+        for exponent in [-92, -40, -1, 0, 1, 60, 99, 113] {
+            // Beyond these the sums themselves leave f32's range.
+            let most = f64::from(f32::MAX) / 2.0_f64.powi(exponent) / 1e12;
+            let usable = halves_of.map(f16::from_bits).map(|d| d.to_f64().abs() < most);
+            let mut source = Blocks::random(layout, halves_of.len(), 512);
+            for (row, usable) in usable.into_iter().enumerate() {
+                for b in 0..512 / stored(layout).block().0 {
+                    for &at in halves(stored(layout)) {
+                        let scale = if usable { halves_of[row] } else { 0x8000 };
+                        source.block(row, b)[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                    }
+                }
+            }
+            let x = Numbers(9).normals(9 * 512);
+            let x: Vec<f32> = x.iter().map(|x| x * 2.0_f32.powi(exponent)).collect();
+            check(layout, &source, &x[..2 * 512], 2, false);
+            check(layout, &source, &x, 9, false);
+        }
+    }
+}
+
 #[test]
 fn bits_do_not_depend_on_rows_or_threads() {
     // Several panels in a unit, several slices of K, and a second row chunk.

@@ -82,19 +82,19 @@ fn sums_are_exact() {
     }
 }
 
-/// Half a step of the block's scale, as the definition of Q8_0 says.
+/// Half a step of the block's scale, a power of two: quotient and product are exact.
 #[test]
 fn rounding_to_integers_keeps_half_a_step() {
     for kernels in sets() {
         for &len in LENGTHS {
             let x: Vec<f32> = Numbers(4).normals(len).iter().map(|x| x * 3.0).collect();
             let blocks = len.div_ceil(32);
-            let (mut q, mut d) = (vec![1; blocks * 32], vec![1.0; blocks]);
+            let (mut q, mut d) = (vec![1; blocks * 32], vec![0.0; blocks]);
             let mut s = vec![BlockSum::default(); blocks];
-            kernels.quantize_row(&x, &mut q, &mut d, &mut s, 1);
+            assert_eq!(kernels.quantize_row(&x, &mut q, &mut d, &mut s, 1), 0.0);
             for (i, q) in q.iter().enumerate() {
-                let x = x.get(i).copied().unwrap_or(0.0);
-                assert!((f32::from(*q) * d[i / 32] - x).abs() <= 0.500_02 * d[i / 32]);
+                let (x, d) = (x.get(i).copied().unwrap_or(0.0), d[i / 32]);
+                assert!((f32::from(*q) * d - x).abs() <= 0.5 * d);
             }
         }
     }
@@ -103,28 +103,32 @@ fn rounding_to_integers_keeps_half_a_step() {
 #[test]
 fn rounding_of_special_blocks() {
     for kernels in sets() {
-        for (value, scale) in [
-            (0.0, Some(0.0)),
-            (1e-38, Some(0.0)),
-            (f32::MIN_POSITIVE / 4.0, Some(0.0)),
-            (f32::MAX, Some(f32::MAX / 127.0)),
-            (f32::NAN, None),
-            (-f32::NAN, None),
-            (f32::INFINITY, None),
-            (f32::NEG_INFINITY, None),
+        for (value, scale, integer, begin) in [
+            (0.0, 1.0, 0, 0.0),
+            (1e-38, 1.0, 0, 0.0),
+            (f32::MIN_POSITIVE / 4.0, 1.0, 0, 0.0),
+            (127.0, 1.0, 127, 0.0),
+            (-63.5, 0.5, -127, 0.0),
+            (127.001, 2.0, 64, 0.0),
+            (2.0_f32.powi(116), 2.0_f32.powi(110), 64, 0.0),
+            (f32::MAX, 1.0, 0, f32::NAN),
+            (f32::NAN, 1.0, 0, f32::NAN),
+            (-f32::NAN, 1.0, 0, f32::NAN),
+            (f32::INFINITY, 1.0, 0, f32::NAN),
+            (f32::NEG_INFINITY, 1.0, 0, f32::NAN),
         ] {
-            let mut x = [value; 32];
-            x[3] = 0.0;
-            let (mut q, mut d, mut s) = ([1; 32], [1.0], [BlockSum { first: 1, last: 1 }]);
-            kernels.quantize_row(&x, &mut q, &mut d, &mut s, 1);
-            match scale {
-                Some(scale) => assert_eq!(d[0], scale, "{value}"),
-                None => assert!(d[0].is_nan(), "{value}"),
-            }
-            let expected = if value == f32::MAX { 127 } else { 0 };
-            // x[3] is none of the first.
-            let (all, sum) = (i16::from(expected), s[0]);
-            assert_eq!((q[0], q[3]), (expected, 0), "{value}");
+            // A block of ones on each side, which a special one does not touch.
+            let mut x = [1.0; 96];
+            x[32..64].fill(value);
+            x[35] = 0.0;
+            let (mut q, mut d, mut s) = ([1; 96], [0.0; 3], [BlockSum { first: 1, last: 1 }; 3]);
+            let found = kernels.quantize_row(&x, &mut q, &mut d, &mut s, 1);
+            assert_eq!(found.to_bits() & 0x7fff_ffff, begin.to_bits(), "{value}");
+            let one = 1.0 / 64.0;
+            assert_eq!(d, [one, scale, one], "{value}");
+            assert_eq!((q[0], q[32], q[35], q[64]), (64, integer, 0, 64), "{value}");
+            // x[35] is none of the first.
+            let (all, sum) = (i16::from(integer), s[1]);
             assert_eq!((sum.first, sum.last), (16 * all, 15 * all), "{value}");
         }
     }
