@@ -18,7 +18,7 @@ from pathlib import Path
 import dolly_rs
 
 WEIGHTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q4_k", "q4_0")
-CACHES = ("f32", "f16", "q8_0")
+CACHES = ("f32", "f16", "bf16", "q8_0")
 LLAMA = ("f32", "q8_0", "q4_0")
 # As in the original's `generate.py`.
 INTRO = "Below is an instruction that describes a task. Write a response that appropriately completes the request."

@@ -553,8 +553,9 @@ dolly_status dolly_loader_set_max_batch(dolly_loader *loader,
                                         dolly_error **error);
 
 /**
- * How keys and values of running sequences are held: "f32", "f16" or "q8_0"; "f32" with weights
- * in f32, else "f16", unless set.
+ * How keys and values of running sequences are held: "f32", "f16", "bf16" or "q8_0"; unless set,
+ * "f32" with weights in f32, "f16" with f16, and with others "bf16" where the CPU multiplies bf16,
+ * else "f16".
  */
 dolly_status dolly_loader_set_kv_cache(dolly_loader *loader,
                                        const char *format,

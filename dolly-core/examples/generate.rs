@@ -48,7 +48,7 @@ struct Arguments {
     /// Directory to keep packed weights in, for the next start.
     #[arg(long)]
     packed_weights: Option<PathBuf>,
-    /// How keys and values are held: f32, f16 or q8_0.
+    /// How keys and values are held: f32, f16, bf16 or q8_0.
     #[arg(long)]
     kv_cache: Option<CacheFormat>,
     /// Bytes for the cache rows of prompts that were read; 0 is off.

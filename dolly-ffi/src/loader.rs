@@ -234,8 +234,9 @@ pub unsafe extern "C" fn dolly_loader_set_max_batch(
     unsafe { guard(error, || change(loader, |held| held.max_batch = Some(sequences))) }
 }
 
-/// How keys and values of running sequences are held: "f32", "f16" or "q8_0"; "f32" with weights
-/// in f32, else "f16", unless set.
+/// How keys and values of running sequences are held: "f32", "f16", "bf16" or "q8_0"; unless set,
+/// "f32" with weights in f32, "f16" with f16, and with others "bf16" where the CPU multiplies bf16,
+/// else "f16".
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dolly_loader_set_kv_cache(
     loader: *mut dolly_loader,

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 
 /// Element type of the cache of keys and values.
 ///
-/// Queries, scores and sums are f32 with each of them; only what is kept of a token is rounded.
+/// Queries, scores and sums are f32 with each of them, and only what is kept of a token is rounded; with
+/// `bf16` and a CPU that multiplies bf16, queries and the softmax are rounded to it too.
 ///
 /// ```
 /// use dolly_core::CacheFormat;
@@ -23,6 +24,8 @@ pub enum CacheFormat {
     /// 65,504 are held as that.
     #[default]
     F16,
+    /// bfloat16, 2 bytes an element: within 2^-8 of the value, over the range of f32.
+    Bf16,
     /// 8-bit integers with an f32 scale for each token, head, and keys or values: within 1/254 of
     /// the largest magnitude among them.
     Q8_0,
@@ -30,13 +33,14 @@ pub enum CacheFormat {
 
 impl CacheFormat {
     /// Every format.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8_0];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
 
-    /// The format's name: `f32`, `f16` or `q8_0`.
+    /// The format's name: `f32`, `f16`, `bf16` or `q8_0`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::Q8_0 => "q8_0",
         }
     }
@@ -53,6 +57,6 @@ impl FromStr for CacheFormat {
 
     fn from_str(name: &str) -> Result<Self> {
         let known = Self::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name));
-        known.ok_or_else(|| Error::option("kv_cache", name, "f32, f16 or q8_0"))
+        known.ok_or_else(|| Error::option("kv_cache", name, "f32, f16, bf16 or q8_0"))
     }
 }

@@ -120,6 +120,18 @@ impl CpuBackend {
         self.kernels.name()
     }
 
+    /// Holds keys and values in what goes with weights of `format`: f32 and f16 in the same, others in bf16
+    /// where the CPU multiplies that, else in f16.
+    pub fn with_cache_beside(mut self, format: WeightFormat) -> Self {
+        self.cache = match format {
+            WeightFormat::F32 => CacheFormat::F32,
+            WeightFormat::F16 => CacheFormat::F16,
+            _ if self.kernels.multiplies_bf16() => CacheFormat::Bf16,
+            _ => CacheFormat::F16,
+        };
+        self
+    }
+
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.pool.threads()

@@ -44,3 +44,11 @@ pub(super) fn _mm512_cvtph_ps(a: __m256i) -> __m512 {
     let a: [u16; LANES] = unsafe { transmute(a) };
     register(a.map(|bits| half::f16::from_bits(bits).to_f32_const()))
 }
+
+/// VFPCLASSPS with the one choice of classes in use: zeros, infinities and NaN.
+pub(super) fn _mm512_fpclass_ps_mask<const CLASSES: i32>(a: __m512) -> __mmask16 {
+    const { assert!(CLASSES == 0x9f) };
+    let special = |x: f32| x == 0.0 || !x.is_finite();
+    let a = lanes(a);
+    (0..LANES).fold(0, |mask, i| mask | __mmask16::from(special(a[i])) << i)
+}

@@ -10,6 +10,8 @@
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
+#[cfg(miri)]
+use super::avx512_miri::_mm512_fpclass_ps_mask;
 use super::pack::Layout;
 use super::quant::{self, Block, QUADS, QUANT_BLOCK, QuantTile};
 use super::vector::{LANES, Lanes, Vector};

@@ -258,6 +258,11 @@ impl Kernels {
         self.0.name
     }
 
+    /// Whether products of bf16 are the set's own, and faster than those of floats.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        self.0.round_bf16.is_some()
+    }
+
     /// The functions; calling them is unsafe for their operands only, the CPU is checked.
     pub(super) fn table(self) -> &'static Table {
         self.0

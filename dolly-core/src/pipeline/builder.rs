@@ -138,8 +138,9 @@ impl PipelineBuilder {
     }
 
     /// How keys and values of running sequences and kept prefixes are held; unless set,
-    /// [`CacheFormat::F32`] with weights in f32, else [`CacheFormat::F16`]; on a GPU in bf16 with
-    /// weights in bf16. A GPU does not hold [`CacheFormat::Q8_0`]; the reference backend always
+    /// [`CacheFormat::F32`] with weights in f32, [`CacheFormat::F16`] with f16, and with others
+    /// [`CacheFormat::Bf16`] where the CPU multiplies bf16, else [`CacheFormat::F16`]; on a GPU in bf16
+    /// with weights in bf16, else as said. A GPU does not hold [`CacheFormat::Q8_0`]; the reference backend always
     /// holds f32.
     pub fn kv_cache(mut self, format: CacheFormat) -> Self {
         self.kv_cache = Some(format);
@@ -265,12 +266,12 @@ impl PipelineBuilder {
         if let Some(gpu) = gpu {
             return self.build_gpu(gpu, &checkpoint, opened, format);
         }
-        let cache = match (self.kv_cache, format) {
-            (Some(cache), _) => cache,
-            (None, WeightFormat::F32) => CacheFormat::F32,
-            (None, _) => CacheFormat::default(),
-        };
+        let cache = self.kv_cache.unwrap_or_default();
         let backend = CpuBackend::new(CpuOptions { threads: self.threads, cache })?;
+        let backend = match self.kv_cache {
+            Some(_) => backend,
+            None => backend.with_cache_beside(format),
+        };
         if let Some(directory) = &self.packed_weights {
             checkpoint.use_packed(directory, &format!("{} as {format}", self.format));
         }

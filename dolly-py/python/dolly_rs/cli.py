@@ -135,7 +135,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, help="one per core unless given")
     group.add_argument("--context-length", type=int, help="longest sequence in tokens")
     group.add_argument("--memory-limit", type=int, metavar="BYTES", help="for weights and caches")
-    group.add_argument("--kv-cache", metavar="TYPE", help="f32 f16 q8_0, for keys and values")
+    group.add_argument("--kv-cache", metavar="TYPE", help="f32 f16 bf16 q8_0, for keys and values")
     group.add_argument("--prefix-cache", type=int, metavar="BYTES", help="for prompts read before")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--adapter", metavar="DIR", help="a low-rank adapter to merge in")

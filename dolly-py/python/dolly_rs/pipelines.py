@@ -77,9 +77,10 @@ def pipeline(
         Longest sequence in tokens; the checkpoint's own unless given.
     memory_limit : int, optional
         Bytes that weights and caches may take together, checked before they are taken.
-    kv_cache : {"f32", "f16", "q8_0"}, optional
-        How keys and values of running sequences are held; ``"f32"`` with weights in f32, else
-        ``"f16"`` unless given.
+    kv_cache : {"f32", "f16", "bf16", "q8_0"}, optional
+        How keys and values of running sequences are held; unless given, ``"f32"`` with weights in
+        f32, ``"f16"`` with f16, and with others ``"bf16"`` where the CPU multiplies bf16, else
+        ``"f16"``.
     prefix_cache : int, optional
         Bytes for the cache rows of prompts that were read, from which requests that begin alike
         copy; 0 is off; a sixteenth of the weights, at least 64 MiB, unless given. Results do not

@@ -60,8 +60,10 @@ impl Compute {
         match format {
             CacheFormat::F32 => Ok(Self::F32),
             CacheFormat::F16 => Ok(Self::F16),
+            CacheFormat::Bf16 => Ok(Self::Bf16),
             CacheFormat::Q8_0 => {
-                Err(Error::Unsupported("keys and values in q8_0 on a GPU: f32 or f16".to_owned()))
+                let what = "keys and values in q8_0 on a GPU: f32, f16 or bf16";
+                Err(Error::Unsupported(what.to_owned()))
             }
         }
     }

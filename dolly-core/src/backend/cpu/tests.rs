@@ -172,6 +172,7 @@ fn sizes_are_those_promised() {
     let cache = |heads, dim, tokens, format| attention::cache_bytes(3, heads, dim, tokens, format);
     assert_eq!(cache(5, 80, 7, CacheFormat::F32), 3 * 5 * 16 * (80 + 80) * 4);
     assert_eq!(cache(5, 80, 17, CacheFormat::F16), 3 * 5 * 32 * (80 + 80) * 2);
+    assert_eq!(cache(5, 7, 16, CacheFormat::Bf16), 3 * 5 * 16 * (8 + 16) * 2);
     assert_eq!(cache(5, 7, 16, CacheFormat::Q8_0), 3 * 5 * 16 * (7 + 16 + 8));
     assert_eq!(backend.linear_bytes(usize::MAX, usize::MAX, WeightFormat::Q4_0), u64::MAX);
     assert_eq!(cache(1, usize::MAX, 2, CacheFormat::F16), u64::MAX);

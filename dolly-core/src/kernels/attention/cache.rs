@@ -10,9 +10,12 @@
 //!                      values  (dim / 16 rounded up, tokens, 16), padded with zeros
 //!                      scales  of keys (tokens), of values (tokens): Q8_0 only, f32
 //! ```
+//!
+//! In bf16 the dimensions of a key, and the positions of values, lie in pairs as those of weights do:
+//! `(tokens / 16, dim / 2 rounded up, 16, 2)` and `(dim / 16 rounded up, tokens / 2, 16, 2)`.
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use crate::backend::CacheFormat;
 use crate::error::{Error, Result};
@@ -69,21 +72,32 @@ impl HeadShape {
     pub(super) fn element(self) -> usize {
         match self.format {
             CacheFormat::F32 => 4,
-            CacheFormat::F16 => 2,
+            CacheFormat::F16 | CacheFormat::Bf16 => 2,
             CacheFormat::Q8_0 => 1,
         }
     }
 
+    /// Elements, of a key's dimensions or of a value's positions, that lie side by side.
+    fn together(self) -> usize {
+        if self.format == CacheFormat::Bf16 { 2 } else { 1 }
+    }
+
+    /// Bytes of the keys of sixteen positions.
+    pub(super) fn key_panel_bytes(self) -> usize {
+        self.dim.next_multiple_of(self.together()) * LANES * self.element()
+    }
+
     /// Where values, the scales of keys and the scales of values begin, and all ends.
     fn places(self) -> [usize; 4] {
-        let values = self.tokens * self.dim * self.element();
+        let values = self.tokens / LANES * self.key_panel_bytes();
         let scales = values + self.tokens * self.width() * self.element();
         let each = if self.format == CacheFormat::Q8_0 { 4 * self.tokens } else { 0 };
         [values, scales, scales + each, scales + 2 * each]
     }
 
     fn checked_bytes(self) -> Option<usize> {
-        let elements = self.dim.checked_next_multiple_of(LANES)?.checked_add(self.dim)?;
+        let key = self.dim.checked_next_multiple_of(self.together())?;
+        let elements = self.dim.checked_next_multiple_of(LANES)?.checked_add(key)?;
         let scales = if self.format == CacheFormat::Q8_0 { 8 } else { 0 };
         elements.checked_mul(self.element())?.checked_add(scales)?.checked_mul(self.tokens)
     }
@@ -130,6 +144,10 @@ impl Head<'_> {
                     scatter_value(self.shape, self.values, at, halves, |x| x.to_ne_bytes());
                 }
             }
+            CacheFormat::Bf16 => {
+                scatter_key_pairs(self.shape, self.keys, position, key);
+                scatter_value_pairs(self.shape, self.values, position, value);
+            }
             CacheFormat::Q8_0 => {
                 let (key_scale, value_scale) = (scale_of(key), scale_of(value));
                 set_scale(self.key_scales, position, key_scale);
@@ -170,7 +188,9 @@ fn narrow(from: &[f32], to: &mut [f16]) {
 
 /// The scale of a row's integers; NaN where the row has a value that is not finite.
 fn scale_of(row: &[f32]) -> f32 {
-    let most = row.iter().fold(0.0_f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+    // Magnitudes compare as integers, NaN above infinity above all numbers.
+    let most = row.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+    let most = f32::from_bits(most);
     if most.is_finite() { most / 127.0 } else { f32::NAN }
 }
 
@@ -217,6 +237,30 @@ fn scatter_value<T: Copy, const N: usize>(
     for (group, value) in groups.skip(element / LANES).zip(value.chunks(LANES)) {
         for (cell, x) in group[position * LANES..].iter_mut().zip(value) {
             *cell = convert(*x);
+        }
+    }
+}
+
+/// A key in pairs of bf16, with a zero behind an odd last dimension.
+fn scatter_key_pairs(shape: HeadShape, keys: &mut [u8], position: usize, key: &[f32]) {
+    let panel = shape.key_panel_bytes();
+    let keys = &mut keys[position / LANES * panel..][..panel];
+    let cells = keys.as_chunks_mut::<4>().0[position % LANES..].iter_mut().step_by(LANES);
+    for (cell, pair) in cells.zip(key.chunks(2)) {
+        let second = pair.get(1).map_or(bf16::ZERO, |x| bf16::from_f32(*x));
+        let [a, b] = bf16::from_f32(pair[0]).to_ne_bytes();
+        let [c, d] = second.to_ne_bytes();
+        *cell = [a, b, c, d];
+    }
+}
+
+/// A value as one of its pair of positions, in bf16.
+fn scatter_value_pairs(shape: HeadShape, values: &mut [u8], position: usize, value: &[f32]) {
+    let groups = values.as_chunks_mut::<2>().0.chunks_exact_mut(shape.tokens * LANES);
+    for (group, value) in groups.zip(value.chunks(LANES)) {
+        let pair = &mut group[position / 2 * 2 * LANES..][..2 * LANES];
+        for (cells, x) in pair.chunks_exact_mut(2).zip(value) {
+            cells[position % 2] = bf16::from_f32(*x).to_ne_bytes();
         }
     }
 }
@@ -299,12 +343,11 @@ impl HeadCopy<'_> {
         self.keys(start, at, tokens);
         let [to_values, to_scales, to_scales_v, _] = self.to_shape.places();
         let [from_values, from_scales, from_scales_v, _] = self.from_shape.places();
-        let element = self.to_shape.element();
-        let row = LANES * element;
+        let row = LANES * self.to_shape.element();
         for group in 0..self.to_shape.width() / LANES {
-            let to = to_values + (group * self.to_shape.tokens + start) * row;
-            let from = from_values + (group * self.from_shape.tokens + at) * row;
-            self.copy(to, from, tokens * row);
+            let to = to_values + group * self.to_shape.tokens * row;
+            let from = from_values + group * self.from_shape.tokens * row;
+            self.values((to, start), (from, at), tokens);
         }
         if self.to_shape.format == CacheFormat::Q8_0 {
             self.copy(to_scales + 4 * start, from_scales + 4 * at, 4 * tokens);
@@ -312,20 +355,39 @@ impl HeadCopy<'_> {
         }
     }
 
-    /// Panels at a time where both sides begin one, else an element at a time.
+    /// A group's values, from where the group begins and the first position of each side: whole pairs at
+    /// once where both sides begin one, else an element at a time.
+    fn values(&mut self, to: (usize, usize), from: (usize, usize), tokens: usize) {
+        let (pair, element) = (self.to_shape.together(), self.to_shape.element());
+        let row = LANES * element;
+        let aligned = to.1.is_multiple_of(pair) && from.1.is_multiple_of(pair);
+        let whole = if aligned { tokens - tokens % pair } else { 0 };
+        self.copy(to.0 + to.1 * row, from.0 + from.1 * row, whole * row);
+        for token in whole..tokens {
+            let place = |(first, position): (usize, usize), lane: usize| {
+                let position = position + token;
+                first + position / pair * pair * row + (lane * pair + position % pair) * element
+            };
+            for lane in 0..LANES {
+                self.copy(place(to, lane), place(from, lane), element);
+            }
+        }
+    }
+
+    /// Panels at a time where both sides begin one, else an element, or a pair, at a time.
     fn keys(&mut self, start: usize, at: usize, tokens: usize) {
-        let (dim, element) = (self.to_shape.dim, self.to_shape.element());
-        let place = |position: usize| (position / LANES * dim * LANES + position % LANES) * element;
+        let (panel, pair) = (self.to_shape.key_panel_bytes(), self.to_shape.together());
+        let element = self.to_shape.element() * pair;
+        let place = |position: usize| position / LANES * panel + position % LANES * element;
         let mut done = 0;
         while done < tokens {
             let (to, from) = (place(start + done), place(at + done));
             let whole = (start + done).is_multiple_of(LANES) && (at + done).is_multiple_of(LANES);
             if whole && tokens - done >= LANES {
-                self.copy(to, from, LANES * dim * element);
+                self.copy(to, from, panel);
                 done += LANES;
             } else {
-                for d in 0..dim {
-                    let skip = d * LANES * element;
+                for skip in (0..panel).step_by(LANES * element) {
                     self.copy(to + skip, from + skip, element);
                 }
                 done += 1;

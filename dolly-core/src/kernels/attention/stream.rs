@@ -28,7 +28,13 @@ const AHEAD: usize = 2048;
 
 /// Floats that [`Stream::rows`] works in.
 pub(super) fn room(rows: usize, dim: usize) -> usize {
-    rows * (2 * (dim + BLOCK) + dim.next_multiple_of(LANES) + 2)
+    let width = dim.next_multiple_of(LANES);
+    rows * (2 * (dim + BLOCK) + width + 2) + rows * pairs_room(dim) + width
+}
+
+/// Pairs of a row's dimensions, or of its positions in a block.
+fn pairs_room(dim: usize) -> usize {
+    dim.max(BLOCK).div_ceil(2)
 }
 
 /// Memory for up to `rows` rows.
@@ -47,6 +53,10 @@ pub(super) struct Scratch<'a> {
     largest: &'a mut [f32],
     /// The sum of each row's numerators so far.
     total: &'a mut [f32],
+    /// Rows rounded to pairs of bf16.
+    pairs: &'a mut [f32],
+    /// The values of a pair of positions without the second: of every group sixteen words.
+    edge: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
@@ -58,8 +68,10 @@ impl<'a> Scratch<'a> {
         let (score_tile, rest) = rest.split_at_mut(rows * BLOCK);
         let (out, rest) = rest.split_at_mut(rows * dim.next_multiple_of(LANES));
         let (largest, rest) = rest.split_at_mut(rows);
-        let total = &mut rest[..rows];
-        Self { query, query_tile, scores, score_tile, out, largest, total }
+        let (total, rest) = rest.split_at_mut(rows);
+        let (pairs, rest) = rest.split_at_mut(rows * pairs_room(dim));
+        let edge = &mut rest[..dim.next_multiple_of(LANES)];
+        Self { query, query_tile, scores, score_tile, out, largest, total, pairs, edge }
     }
 }
 
@@ -81,17 +93,21 @@ impl Stream<'_, '_> {
         scratch.out[..rows * shape.width()].fill(0.0);
         scratch.largest[..rows].fill(f32::NEG_INFINITY);
         scratch.total[..rows].fill(0.0);
-        self.interleave(scratch.query, shape.dim, (rows, shape.dim), scratch.query_tile);
+        let (query, pairs) = (&*scratch.query, &mut *scratch.pairs);
+        self.interleave(query, shape.dim, (rows, shape.dim), pairs, scratch.query_tile);
+        // Rows that differ in what they see of a pair do not share it.
+        let step = if shape.format == CacheFormat::Bf16 { 2 } else { 1 };
         for start in (0..last).step_by(BLOCK) {
             self.score(rows, start, BLOCK.min(last - start), scratch);
             let seen = |row: usize| BLOCK.min((positions + row).saturating_sub(start));
             for row in 0..rows {
                 self.normalise(row, start, seen(row), scratch);
             }
-            self.weigh(0, rows, start, 0..seen(0), scratch);
-            for row in 1..rows {
-                // What the first row does not see is never multiplied into it, not even by 0.
-                self.weigh(row, 1, start, seen(0)..seen(row), scratch);
+            let shared = seen(0) - seen(0) % step;
+            self.weigh(0, rows, start, 0..shared, scratch);
+            for row in 0..rows {
+                // What a row does not see is never multiplied into it, not even by 0.
+                self.weigh(row, 1, start, shared..seen(row), scratch);
             }
         }
         for (out, total) in
@@ -105,7 +121,7 @@ impl Stream<'_, '_> {
     fn score(&self, rows: usize, start: usize, count: usize, scratch: &mut Scratch<'_>) {
         let shape = self.head.shape;
         let panels = count.div_ceil(LANES);
-        let panel_bytes = shape.dim * LANES * shape.element();
+        let panel_bytes = shape.key_panel_bytes();
         let together = float_panels(self.kernels, rows);
         for panel in (0..panels).step_by(together) {
             let keys = &self.head.keys[(start / LANES + panel) * panel_bytes..];
@@ -114,12 +130,12 @@ impl Stream<'_, '_> {
             self.product(&Tile {
                 rows,
                 panels,
-                k: shape.dim,
+                k: self.steps(shape.dim),
                 x: scratch.query_tile.as_ptr(),
                 w: keys.as_ptr(),
                 w_stride: panel_bytes,
                 ask: keys.as_ptr().wrapping_add(AHEAD),
-                lines: ROUND * LANES * shape.element() / CACHE_LINE,
+                lines: self.lines(),
                 fresh: true,
                 acc: scratch.scores[panel * LANES..].as_mut_ptr(),
                 acc_stride: BLOCK,
@@ -150,7 +166,8 @@ impl Stream<'_, '_> {
         self.head.scale_weights(start, scores);
     }
 
-    /// Adds the values of positions `start + part`, weighed, to `rows` rows from `first` on.
+    /// Adds the values of positions `start + part`, weighed, to `rows` rows from `first` on. A part of an
+    /// odd length in bf16 is of one row.
     fn weigh(
         &self,
         first: usize,
@@ -162,27 +179,66 @@ impl Stream<'_, '_> {
         if part.is_empty() {
             return;
         }
-        let (shape, width) = (self.head.shape, self.head.shape.width());
-        let weights = &scratch.scores[first * BLOCK + part.start..];
-        self.interleave(weights, BLOCK, (rows, part.len()), scratch.score_tile);
-        let step = LANES * shape.element();
+        let odd = self.round().is_some() && part.len() % 2 == 1;
+        let whole = part.start..part.end - usize::from(odd);
+        if !whole.is_empty() {
+            let weights = &scratch.scores[first * BLOCK + whole.start..];
+            let (size, pairs) = ((rows, whole.len()), &mut *scratch.pairs);
+            self.interleave(weights, BLOCK, size, pairs, scratch.score_tile);
+            let (shape, step) = (self.head.shape, LANES * self.head.shape.element());
+            let most = (shape.width() / LANES - 1) * shape.tokens + start + whole.end;
+            assert!(self.head.values.len() >= most * step && whole.end <= BLOCK);
+            let values = self.head.values[(start + whole.start) * step..].as_ptr();
+            let k = self.steps(whole.len());
+            self.add_values(first, rows, k, (values, shape.tokens * step), scratch);
+        }
+        if odd {
+            assert_eq!(rows, 1);
+            self.weigh_first_of_pair(first, start, whole.end, scratch);
+        }
+    }
+
+    /// Adds the value of position `start + at`, the first of a pair of which a row does not see the second.
+    fn weigh_first_of_pair(&self, row: usize, start: usize, at: usize, scratch: &mut Scratch<'_>) {
+        let Some(round) = self.round() else { return };
+        let groups =
+            self.head.values.as_chunks::<4>().0.chunks_exact(self.head.shape.tokens / 2 * LANES);
+        for (group, edge) in groups.zip(scratch.edge.as_chunks_mut::<LANES>().0) {
+            for (word, edge) in group[(start + at) / 2 * LANES..].iter().zip(edge) {
+                *edge = f32::from_ne_bytes([word[0], word[1], 0, 0]);
+            }
+        }
+        let weight = &scratch.scores[row * BLOCK + at..][..1];
+        // SAFETY: the table's instructions are there; one pair for one number, with a zero behind it.
+        unsafe { round(weight, &mut scratch.score_tile[..1]) };
+        let edge = scratch.edge.as_ptr().cast();
+        self.add_values(row, 1, 1, (edge, LANES * size_of::<f32>()), scratch);
+    }
+
+    /// Adds `k` steps of values, which begin at an address and go on from group to group after so many
+    /// bytes, weighed as `score_tile` says.
+    fn add_values(
+        &self,
+        first: usize,
+        rows: usize,
+        k: usize,
+        (values, stride): (*const u8, usize),
+        scratch: &mut Scratch<'_>,
+    ) {
+        let width = self.head.shape.width();
         let groups = width / LANES;
         let together = float_panels(self.kernels, rows);
         for group in (0..groups).step_by(together) {
-            let panels = together.min(groups - group);
-            let at = group * shape.tokens + start + part.start;
-            let end = (group + panels - 1) * shape.tokens + start + part.end;
-            assert!(self.head.values.len() >= end * step && part.end <= BLOCK);
-            let values = self.head.values[at * step..].as_ptr();
+            let values = values.wrapping_add(group * stride);
             self.product(&Tile {
                 rows,
-                panels,
-                k: part.len(),
+                panels: together.min(groups - group),
+                k,
                 x: scratch.score_tile.as_ptr(),
                 w: values,
-                w_stride: shape.tokens * step,
+                w_stride: stride,
                 ask: values.wrapping_add(AHEAD),
-                lines: ROUND * step / CACHE_LINE,
+                lines: self.lines(),
                 fresh: false,
                 acc: scratch.out[first * width + group * LANES..].as_mut_ptr(),
                 acc_stride: width,
@@ -190,24 +246,54 @@ impl Stream<'_, '_> {
         }
     }
 
-    /// `to[i][row] = from[row * stride + i]` for `count` elements of each of `rows` rows.
+    /// How rows are rounded to pairs of bf16, where they are.
+    fn round(&self) -> Option<unsafe fn(&[f32], &mut [f32])> {
+        let bf16 = self.head.shape.format == CacheFormat::Bf16;
+        self.kernels.table().round_bf16.filter(|_| bf16)
+    }
+
+    /// Steps of a tile for `count` elements.
+    fn steps(&self, count: usize) -> usize {
+        if self.round().is_some() { count.div_ceil(2) } else { count }
+    }
+
+    /// Cache lines of a round of a tile.
+    fn lines(&self) -> usize {
+        let pair = self.steps(2);
+        ROUND * LANES * self.head.shape.element() * (2 / pair) / CACHE_LINE
+    }
+
+    /// `to[i][row] = from[row * stride + i]` for `count` elements of each of `rows` rows, or for their
+    /// pairs.
     fn interleave(
         &self,
         from: &[f32],
         stride: usize,
         (rows, count): (usize, usize),
+        pairs: &mut [f32],
         to: &mut [f32],
     ) {
+        let steps = self.steps(count);
+        let (from, stride) = match self.round() {
+            None => (from, stride),
+            Some(round) => {
+                for (row, pairs) in pairs.chunks_exact_mut(steps).take(rows).enumerate() {
+                    // SAFETY: the table's instructions are there, and a row's pairs have their place.
+                    unsafe { round(&from[row * stride..][..count], pairs) };
+                }
+                (&*pairs, steps)
+            }
+        };
         if rows == 1 {
-            return to[..count].copy_from_slice(&from[..count]);
+            return to[..steps].copy_from_slice(&from[..steps]);
         }
         let mut list = [&[][..]; MOST_ROWS];
         for (row, from) in list[..rows].iter_mut().zip(from.chunks(stride)) {
-            *row = &from[..count];
+            *row = &from[..steps];
         }
-        // SAFETY: the table's instructions are there, every row has `count` floats, and `to` room for
+        // SAFETY: the table's instructions are there, every row has `steps` floats, and `to` room for
         // all of them.
-        unsafe { (self.kernels.table().interleave)(&list[..rows], &mut to[..rows * count]) }
+        unsafe { (self.kernels.table().interleave)(&list[..rows], &mut to[..rows * steps]) }
     }
 
     /// A product with panels of the cache, each row and panel of which its caller has seen to exist.
@@ -216,6 +302,7 @@ impl Stream<'_, '_> {
         let kernel = match self.head.shape.format {
             CacheFormat::F32 => table.tile_f32,
             CacheFormat::F16 => table.tile_f16,
+            CacheFormat::Bf16 => table.tile_bf16,
             CacheFormat::Q8_0 => table.tile_i8,
         };
         // SAFETY: the table's instructions are there; `score` and `weigh` checked the panels, and

@@ -83,8 +83,9 @@ fn pack_group<const N: usize>(
 #[inline(always)]
 pub(in crate::kernels) unsafe fn interleave<V: Vector>(rows: &[&[f32]], out: &mut [f32]) {
     let n = rows.len();
-    let steps = out.len() / n;
-    let to = out.as_mut_ptr();
+    // The slice is not looked at again while it is written through the pointer.
+    let len = out.len();
+    let (steps, to) = (len / n, out.as_mut_ptr());
     let whole = steps - steps % BLOCK;
     for step in (0..whole).step_by(BLOCK) {
         // From the last rows to the first: where eight are more than there are, the last one stands
@@ -92,7 +93,7 @@ pub(in crate::kernels) unsafe fn interleave<V: Vector>(rows: &[&[f32]], out: &mu
         for first in (0..n).step_by(BLOCK).rev() {
             let row = |r: usize| rows[(first + r).min(n - 1)].as_ptr().wrapping_add(step);
             let from = std::array::from_fn(row);
-            let fits = (step + BLOCK - 1) * n + first + BLOCK <= out.len();
+            let fits = (step + BLOCK - 1) * n + first + BLOCK <= len;
             // SAFETY: eight floats from `step` on are inside every row. The last of the eight
             // writes ends inside `out`, or goes through `edge`.
             unsafe {

@@ -1,6 +1,6 @@
 //! Attention: values against f64, invariance over chunks, batches and threads.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Numbers, bits, pool, sets, sizes};
 use crate::backend::{CacheFormat, RotaryTable, Span};
@@ -8,6 +8,7 @@ use crate::kernels::attention::{AttentionScratch, Heads, KvCache, attention};
 use crate::kernels::pool::Pool;
 use crate::kernels::table::Kernels;
 
+#[derive(Clone, Copy)]
 struct Case {
     heads: usize,
     dim: usize,
@@ -166,8 +167,14 @@ fn formats_lose_nothing_where_nothing_is_rounded() {
             row.iter_mut().for_each(|x| *x = (*x * 40.0).round().clamp(-126.0, 126.0) / 64.0);
             row[row.len() / 2] = 127.0 / 64.0;
         }
-        for (format, qkv) in [(CacheFormat::F16, halves), (CacheFormat::Q8_0, integers)] {
-            for kernels in sets() {
+        let mut shorts = case.qkv(8);
+        shorts.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        for (format, qkv) in
+            [(CacheFormat::F16, halves), (CacheFormat::Bf16, shorts), (CacheFormat::Q8_0, integers)]
+        {
+            // Those that multiply bf16 round the queries and the softmax too.
+            let rounds = |k: &Kernels| format == CacheFormat::Bf16 && k.multiplies_bf16();
+            for kernels in sets().into_iter().filter(|k| !rounds(k)) {
                 let found = case.run_with(kernels, &pool, &qkv, 7, format, &rotary);
                 for (found, expected) in found.iter().zip(case.reference(&qkv, &rotary)) {
                     let error = (f64::from(*found) - expected).abs();
@@ -178,14 +185,16 @@ fn formats_lose_nothing_where_nothing_is_rounded() {
     }
 }
 
-/// What rounding may cost: keys and values of a few units, off by 2^-12 or 1/254 of the largest.
+/// What rounding may cost: keys and values of a few units, off by 2^-12, 2^-9 or 1/254 of the largest.
 #[test]
 fn formats_round_as_stated() {
     let pool = pool(2);
     for case in CASES {
         let qkv = case.qkv(8);
         let exact = case.reference(&qkv, &case.rotary());
-        for (format, bound) in [(CacheFormat::F16, 3e-3), (CacheFormat::Q8_0, 5e-2)] {
+        for (format, bound) in
+            [(CacheFormat::F16, 3e-3), (CacheFormat::Bf16, 2.4e-2), (CacheFormat::Q8_0, 5e-2)]
+        {
             for kernels in sets() {
                 let rotary = case.rotary();
                 let found = case.run_with(kernels, &pool, &qkv, 64, format, &rotary);
@@ -325,27 +334,32 @@ fn sequences_of_a_batch_do_not_see_each_other() {
 
 #[test]
 fn special_numbers_reach_later_rows_of_their_head_only() {
-    let (tokens, at) = if cfg!(miri) { (6, 3) } else { (40, 21) };
+    // The first and the second of a pair of positions.
+    let (tokens, places) = if cfg!(miri) { (6, [2, 3]) } else { (40, [20, 21]) };
     let case = Case { heads: 2, dim: 24, half: 4, tokens };
-    let (pool, hidden) = (pool(1), 48);
-    for kernels in sets() {
-        let clean = case.run(kernels, &pool, &case.qkv(9), tokens);
+    for (kernels, format) in sets().into_iter().flat_map(|k| CacheFormat::ALL.map(|f| (k, f))) {
         for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            // Query, key, value of head 1 at one position.
-            for which in 0..3 {
-                let mut qkv = case.qkv(9);
-                qkv[at * 3 * hidden + (3 + which) * 24 + 5] = special;
-                for chunk in [1, 7, tokens] {
-                    let found = case.run(kernels, &pool, &qkv, chunk);
-                    for (i, (found, clean)) in found.iter().zip(&clean).enumerate() {
-                        let (row, head) = (i / hidden, i % hidden / 24);
-                        let untouched = head == 0 || row < at || which == 0 && row > at;
-                        if untouched {
-                            assert_eq!(found.to_bits(), clean.to_bits(), "{which} {special} {i}");
-                        } else if special.is_nan() && (which < 2 || i % 24 == 5) {
-                            assert!(found.is_nan(), "{which} {i}");
-                        }
-                    }
+            places.iter().for_each(|&at| special_number_at(case, kernels, format, special, at));
+        }
+    }
+}
+
+fn special_number_at(case: Case, kernels: Kernels, format: CacheFormat, special: f32, at: usize) {
+    let (pool, hidden, rotary) = (pool(1), 48, case.rotary());
+    let run = |qkv: &[f32], chunk| case.run_with(kernels, &pool, qkv, chunk, format, &rotary);
+    let clean = run(&case.qkv(9), case.tokens);
+    // Query, key, value of head 1 at one position.
+    for which in 0..3 {
+        let mut qkv = case.qkv(9);
+        qkv[at * 3 * hidden + (3 + which) * 24 + 5] = special;
+        for chunk in [1, 7, case.tokens] {
+            for (i, (found, clean)) in run(&qkv, chunk).iter().zip(&clean).enumerate() {
+                let (row, head) = (i / hidden, i % hidden / 24);
+                let untouched = head == 0 || row < at || which == 0 && row > at;
+                if untouched {
+                    assert_eq!(found.to_bits(), clean.to_bits(), "{format} {which} {special} {i}");
+                } else if special.is_nan() && (which < 2 || i % 24 == 5) {
+                    assert!(found.is_nan(), "{format} {which} {i}");
                 }
             }
         }
