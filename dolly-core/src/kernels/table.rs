@@ -15,6 +15,9 @@ use crate::model::Activation;
 /// Weight and bias of a layer norm.
 pub(crate) type Norm<'a> = (&'a [f32], &'a [f32]);
 
+/// From a row of floats to its pairs of bf16.
+pub(super) type Round = unsafe fn(&[f32], &mut [f32]);
+
 /// Kernels of one instruction set.
 ///
 /// Every function needs the set's instructions; a table is reachable only through [`Kernels`],
@@ -35,7 +38,7 @@ pub(super) struct Table {
     pub tile_f16: unsafe fn(&Tile),
     pub tile_bf16: unsafe fn(&Tile),
     /// Rounds a row to what `tile_bf16` multiplies, where that is pairs of bf16 and not floats.
-    pub round_bf16: Option<unsafe fn(&[f32], &mut [f32])>,
+    pub round_bf16: Option<Round>,
     pub tile_i8: unsafe fn(&Tile),
     pub tile_q8_0: unsafe fn(&QuantTile),
     pub tile_q4_0: unsafe fn(&QuantTile),

@@ -17,7 +17,7 @@
 use super::cache::Head;
 use crate::backend::CacheFormat;
 use crate::kernels::linear::{MOST_ROWS, float_panels};
-use crate::kernels::table::Kernels;
+use crate::kernels::table::{Kernels, Round};
 use crate::kernels::tile::{ROUND, Tile};
 use crate::kernels::vector::{CACHE_LINE, LANES};
 
@@ -247,7 +247,7 @@ impl Stream<'_, '_> {
     }
 
     /// How rows are rounded to pairs of bf16, where they are.
-    fn round(&self) -> Option<unsafe fn(&[f32], &mut [f32])> {
+    fn round(&self) -> Option<Round> {
         let bf16 = self.head.shape.format == CacheFormat::Bf16;
         self.kernels.table().round_bf16.filter(|_| bf16)
     }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::kernels::pool::{Pool, Shared};
 use crate::kernels::quant::{BlockSum, QUANT_BLOCK};
+use crate::kernels::table::Round;
 
 /// Below this many floats a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 15;
@@ -79,9 +80,6 @@ impl Groups {
         (index * size + index.min(larger), size + usize::from(index < larger))
     }
 }
-
-/// From a row of floats to its pairs of bf16.
-pub(super) type Round = unsafe fn(&[f32], &mut [f32]);
 
 /// Rows of `inputs` floats, to be rearranged.
 #[derive(Clone, Copy)]
