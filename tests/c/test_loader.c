@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
     loader = fresh();
     GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_device(loader, TEXT("gpu"), ERR));
     GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_format(loader, TEXT("q9"), ERR));
-    GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_kv_cache(loader, TEXT("bf16"), ERR));
+    GIVES(DOLLY_STATUS_INVALID_ARGUMENT, dolly_loader_set_kv_cache(loader, TEXT("q4_0"), ERR));
     OK(dolly_loader_set_progress(loader, NULL, NULL, ERR));
     OK(dolly_loader_set_threads(loader, 0, ERR));
     refused(path, loader, DOLLY_STATUS_INVALID_ARGUMENT);
