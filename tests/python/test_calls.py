@@ -228,7 +228,9 @@ def test_less_work(chain: Pipe) -> None:
     assert chain.memory.prefix_cache > 0
 
 
-@pytest.mark.parametrize(("kv_cache", "share"), [("f32", 1.0), ("f16", 0.5), ("bf16", 0.5), ("q8_0", 0.25)])
+@pytest.mark.parametrize(
+    ("kv_cache", "share"), [("f32", 1.0), ("f16", 0.5), ("bf16", 0.5), ("q8_0", 0.25)]
+)
 def test_kv_cache(chain_dir: Path, kv_cache: str, share: float) -> None:
     with dolly_rs.pipeline(chain_dir, threads=1, kv_cache=kv_cache) as pipe:
         assert pipe("Say hi.") == [{"generated_text": ANSWER}]
