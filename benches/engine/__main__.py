@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import report
-from engines import MEASURES, NOT_OFFERED, OURS, WIDTHS, cpu_flags, variants
+from engines import MEASURES, NOT_OFFERED, OURS, READS_WEIGHTS, WIDTHS, cpu_flags, variants
 from environments import ENVIRONMENTS, Environments, Unavailable, reason
 from models import OFFLINE, SHAPES, Models, warm, weight_bits
 
@@ -103,6 +103,11 @@ class Bench:
         result = json.loads(done.stdout.splitlines()[-1])
         return result | {"load_average": average, "others_cores": others}
 
+    def limits(self, what="limits"):
+        """What the machine gives now: bandwidth, and with `limits` each kind of arithmetic."""
+        done = subprocess.run([self.ours, what, str(self.args.threads)], check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
     def quiet(self):
         return {"load": report.summary(self.load or [0.0]), "others": report.summary(self.others or [0.0])}
 
@@ -132,21 +137,23 @@ class Part:
         self.lines.append({"label": variant.label, "engine": variant.engine, "mapped": variant.mapped, "bits": bits,
                            "measures": {}, "failed": {}, "runs": [], "variant": variant, "model": model})
 
-    def limits(self):
-        """What the machine gives, before and after: it swings where it is shared."""
-        command = [self.bench.ours, "limits", str(self.bench.args.threads)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        self.found_limits.append(json.loads(done.stdout.splitlines()[-1]))
-
     def run(self):
-        self.limits()
+        self.found_limits.append(self.bench.limits())
         measures = [measure for measure in MEASURES if measure in self.bench.args.measures]
         for number in range(self.bench.args.rounds):
             for measure in measures:
                 for line in self.lines:
                     if measure in line["variant"].measures and measure not in line["failed"]:
                         self.one(line, measure, number)
-            self.limits()
+            self.found_limits.append(self.bench.limits())
+
+    def measured(self, line, measure):
+        """One process; around one that waits for memory, what memory gave just before and after it."""
+        if measure not in READS_WEIGHTS:
+            return self.bench.process(line["variant"], line["model"], measure)
+        before = self.bench.limits("bandwidth")["read_gb_s"]
+        result = self.bench.process(line["variant"], line["model"], measure)
+        return result | {"read_gb_s": [before, self.bench.limits("bandwidth")["read_gb_s"]]}
 
     def one(self, line, measure, number):
         try:
@@ -155,7 +162,7 @@ class Part:
             if measure == "load" and number == 0:
                 # Uncounted: what an engine keeps from an earlier start is there afterwards.
                 self.bench.process(line["variant"], line["model"], measure)
-            result = self.bench.process(line["variant"], line["model"], measure)
+            result = self.measured(line, measure)
         except Unavailable as error:
             line["failed"][measure] = str(error)
             self.unavailable[f"{line['label']}, {measure}"] = str(error)
@@ -179,6 +186,7 @@ class Part:
         lines = [{k: v for k, v in line.items() if k not in ("variant", "model")} for line in self.lines]
         return {"shape": self.models.shape, "width": self.width, "lines": lines, "unavailable": self.unavailable,
                 "limits": self.found_limits, "shares": report.shares(lines, self.models.shape, self.width, self.found_limits),
+                "bandwidth_shares": report.bandwidth_shares(lines, self.models.shape),
                 "ratios": report.ratios(lines), "ratios_unmapped": report.ratios(lines, mapped_too=False)}
 
 

@@ -15,6 +15,8 @@ MEASURES = {
 }
 # Peak memory is read in the process of `load`: load, a first token, a short answer.
 PEAK = "peak memory, MB"
+# Waits for memory: a step reads every weight. Where the machine is shared, memory's speed changes by the second.
+READS_WEIGHTS = {"decode"}
 LOWER_IS_BETTER = {"first", "load", "peak"}
 WIDTHS = ("f32", "bf16", "int8", "int4")
 OURS = "dolly-rs"

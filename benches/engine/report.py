@@ -39,18 +39,30 @@ def arithmetic(width, limits):
     return wanted if limits[0].get(wanted) else "f32"
 
 
+def bandwidth_shares(lines, shape):
+    """Per engine that decoded: weights read a second over what memory gave just before and after, median of processes."""
+    weights = sum(WORK[shape])
+    found = {}
+    for line in lines:
+        runs = [run for run in line["runs"] if "read_gb_s" in run]
+        if runs and line["bits"]:
+            read = [statistics.median(run["samples"]) * weights * line["bits"] / 8e9 for run in runs]
+            found[line["label"]] = summary([r / statistics.mean(run["read_gb_s"]) for r, run in zip(read, runs, strict=True)])
+    return found
+
+
 def shares(lines, shape, width, limits):
     """Ours as a share of what the machine gave in the same run: bandwidth in decoding, arithmetic in a prompt.
 
-    By the median of the limits; products of a width whose own instruction the CPU lacks are held against the peak of
+    Bandwidth is that around each process, arithmetic the median of the limits; products of a width whose own instruction the CPU lacks are held against the peak of
     fused multiply-adds in f32.
     """
     ours = next((line for line in lines if line["engine"] == OURS), None)
-    layers, head = WORK[shape]
+    layers, _ = WORK[shape]
     found = {}
-    if ours and ours["bits"] and "decode" in ours["measures"]:
-        read = ours["measures"]["decode"]["median"] * (layers + head) * ours["bits"] / 8e9
-        found["decode"] = read / statistics.median(limit["read_gb_s"] for limit in limits)
+    decoding = bandwidth_shares([ours] if ours else [], shape)
+    if decoding:
+        found["decode"] = decoding[ours["label"]]["median"]
     if ours and "prefill" in ours["measures"]:
         done = ours["measures"]["prefill"]["median"] * 2e-9 * layers
         found["prefill"] = done / statistics.median(limit[arithmetic(width, limits)] for limit in limits)
@@ -101,6 +113,10 @@ def section(part):
                 f"{unmapped['ratio']:.2f}.", ""]
     if part["limits"]:
         out.append(shares_line(part))
+    if part["bandwidth_shares"]:
+        told = [f"{label} {found['median']:.0%} ({found['low']:.0%} to {found['high']:.0%})"
+                for label, found in part["bandwidth_shares"].items()]
+        out.append(f"Decoding's weights a second as a share of the bandwidth around each process: {', '.join(told)}.\n")
     out += [f"- {what}: {why}" for what, why in sorted(unavailable.items())]
     return "\n".join(out) + "\n"
 

@@ -5,6 +5,7 @@
 //! cargo bench -p dolly-core --bench engine -- convert DIRECTORY FILE FORMAT
 //! cargo bench -p dolly-core --bench engine -- MODEL FORMAT MEASURE [threads] [repeats]
 //! cargo bench -p dolly-core --bench engine -- limits THREADS
+//! cargo bench -p dolly-core --bench engine -- bandwidth THREADS
 //! ```
 //!
 //! SHAPE is `160m`, `410m` (Pythia's), `3b` (dolly-v2-3b's) or `tiny`; MEASURE is one of
@@ -141,11 +142,15 @@ fn main() {
             let found = json!({"read_gb_s": read, "f32": f32, "bf16": bf16, "int8": int8});
             println!("{found}");
         }
+        ["bandwidth", threads] => {
+            let read = limits::read_bandwidth(threads.parse().unwrap()) / 1e9;
+            println!("{}", json!({ "read_gb_s": read }));
+        }
         [model, format, measure, ref rest @ ..] => {
             let number = |i: usize, default| rest.get(i).map_or(default, |n| n.parse().unwrap());
             let format = format.parse().unwrap();
             println!("{}", run(model, format, measure, number(0, 2), number(1, 3)));
         }
-        _ => panic!("make | convert | limits | MODEL FORMAT MEASURE: see above"),
+        _ => panic!("make | convert | limits | bandwidth | MODEL FORMAT MEASURE: see above"),
     }
 }
